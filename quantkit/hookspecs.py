@@ -1,0 +1,53 @@
+"""Which hooks may a plugin implement? They stand here in the order a run reaches them.
+
+`declare_method` is asked once, of every plugin. The others are dispatched to the plugin that owns the method of the
+plan: an implementation needs no guard at its top. A plugin that declares no method may only wrap
+(`@hookimpl(wrapper=True)`). Models are `transformers.PreTrainedModel`; they are annotated `Any` so that reading the
+hooks imports no torch.
+"""
+
+from typing import Any
+
+import pluggy
+
+from quantkit.plan import MethodInfo, PlanContext, QuantizationPlan
+
+hookspec = pluggy.HookspecMarker("quantkit")
+hookimpl = pluggy.HookimplMarker("quantkit")
+
+
+@hookspec
+def declare_method() -> MethodInfo:  # type: ignore[empty-body]
+    """Describe the method; import nothing heavy here or at the top of the module."""
+
+
+@hookspec(firstresult=True)
+def build_quantization_plan(options: Any, context: PlanContext) -> QuantizationPlan:  # type: ignore[empty-body]
+    """Say what will be done; `options` is an instance of the declared options class. No torch, no files."""
+
+
+@hookspec(firstresult=True)
+def load_kwargs(plan: QuantizationPlan) -> dict[str, Any]:  # type: ignore[empty-body]
+    """Return keyword arguments for `from_pretrained` of the base, e.g. a `quantization_config`."""
+
+
+@hookspec(firstresult=True)
+def quantize_model(plan: QuantizationPlan, model: Any, calibration: Any) -> Any:
+    """Quantize the weights of a dense model in place and return it in its saveable form.
+
+    `calibration` is a list of 1-D `torch.LongTensor` of token ids, or None. Methods whose library quantizes while
+    loading (bitsandbytes) return the model as it is.
+    """
+
+
+@hookspec(firstresult=True)
+def prepare_model(plan: QuantizationPlan, model: Any) -> Any:
+    """Make a loaded base ready to train adapters on and return it."""
+
+
+@hookspec(firstresult=True)
+def post_train_merge(plan: QuantizationPlan, model: Any) -> Any:
+    """Fold the adapters of a `peft.PeftModel` into its base and return a dense `PreTrainedModel` without adapters.
+
+    The base to fold into is the one the adapters were trained against: quantized weights are dequantized first.
+    """

@@ -1,0 +1,77 @@
+"""How do text and loose values become a dataclass of settings?
+
+Values from a script's constants, a JSON, TOML or YAML file or a `key=value` flag pass through the same door: unknown keys
+are errors with a suggestion, types are converted by pydantic from the dataclass's own annotations. Hand-written
+converters per setting would drift apart from the annotations.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
+
+from quantkit.errors import UsageError, did_you_mean
+
+T = TypeVar("T")
+
+
+@cache
+def _adapter(cls: type[Any], name: str) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(get_type_hints(cls)[name])
+
+
+def check_value(cls: type[Any], name: str, value: Any, *, where: str, strict: bool = False) -> Any:
+    """Convert one value to the annotated type of field `name`; with `strict`, JSON types only, nothing is converted.
+
+    Raises:
+        UsageError: the value does not fit; the text names `where`, the field, the value and what is wanted.
+    """
+    from pydantic import ValidationError
+
+    adapter = _adapter(cls, name)  # type: ignore[arg-type]
+    try:
+        if strict:
+            import json
+
+            return adapter.validate_json(json.dumps(value), strict=True)
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        details = "; ".join(dict.fromkeys(item["msg"] for item in error.errors()))
+        raise UsageError(f"{where}: {name} is {value!r}: {details}") from None
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: {name} is {value!r}: {error}") from None
+
+
+def build_options(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
+    """Return `cls(**values)` with every value checked and converted by its field's annotation.
+
+    Raises:
+        UsageError: a key is unknown, a value does not fit, or a required one is missing.
+    """
+    known = [item.name for item in fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            listed = ", ".join(known) or "none"
+            raise UsageError(f"{where}: unknown option {key!r}.{did_you_mean(key, known)} Known: {listed}.")
+    checked = {key: check_value(cls, key, value, where=where) for key, value in values.items()}
+    try:
+        return cls(**checked)
+    except TypeError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def parse_assignments(assignments: tuple[str, ...], *, where: str) -> dict[str, str]:
+    """Turn `("group_size=64", …)` into a mapping.
+
+    >>> parse_assignments(("group_size=64",), where="--option")
+    {'group_size': '64'}
+    """
+    values = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{where}: {text!r} is not of the form key=value")
+        values[key.strip()] = value.strip()
+    return values
