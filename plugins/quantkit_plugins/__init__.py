@@ -1,0 +1,1 @@
+"""The methods that ship with quantkit, one module or package each."""

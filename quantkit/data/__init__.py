@@ -1,0 +1,1 @@
+"""Data sets to token ids and loss masks."""

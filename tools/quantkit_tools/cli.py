@@ -1,0 +1,59 @@
+"""What does `quantkit VERB` run? A table of verbs; each verb's module is imported only when it is asked for."""
+
+import sys
+from importlib import import_module
+
+from quantkit.errors import QuantkitError, did_you_mean
+
+VERBS = {
+    "train": "fine-tune, merge, save: the whole run from flags or a file",
+    "evaluate": "detect, load and score artifacts",
+    "methods": "list quantization methods and whether they work here",
+    "registry": "ls, show, verify, lineage, detect: what is in these folders",
+    "demo": "the whole tour on a small real model, on this machine",
+}
+HELP_FLAGS = ("-h", "--help", "help")
+
+
+def usage() -> str:
+    """Return the text of `quantkit --help`."""
+    width = max(map(len, VERBS)) + 2
+    verbs = "\n".join(f"  {name:<{width}}{summary}" for name, summary in VERBS.items())
+    return f"usage: quantkit VERB [OPTIONS]\n\n{verbs}\n\nquantkit VERB --help says more; quantkit --version names the version."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb and return its exit code: 0 success, 1 failed, 2 usage, 3 a check did not hold, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in HELP_FLAGS:
+        print(usage())
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    if verb == "--version":
+        from quantkit import __version__
+
+        print(f"quantkit {__version__}")
+        return 0
+    return run_verb(verb, rest)
+
+
+def run_verb(verb: str, arguments: list[str]) -> int:
+    """Import the verb's module and run its `main`; errors of quantkit's family become one line on stderr."""
+    try:
+        if verb not in VERBS:
+            from quantkit.errors import UsageError
+
+            raise UsageError(f"no verb is called {verb!r}.{did_you_mean(verb, VERBS)} Known: {', '.join(VERBS)}.")
+        return int(import_module(f"quantkit_tools.{verb}").main(arguments))
+    except QuantkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
