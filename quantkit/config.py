@@ -1,0 +1,245 @@
+"""Which settings does a run have, and which values may they take? One flat dataclass, checked when it is built.
+
+The constants of a script, the flags of `quantkit train` and the keys of a file are three spellings of these fields;
+`quantkit.aliases` maps the names people already type onto them. The alternative, a parser per source, lets the three drift
+apart and lets a misspelt key pass unread. A `RunConfig` that exists is valid.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, Self
+
+from quantkit.errors import UsageError
+from quantkit.options import build_options, check_value
+from quantkit.plan import PEFT_KINDS, AdapterPlan, PeftKind
+
+DtypeName = Literal["bfloat16", "float16", "float32"]
+Scheduler = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+]
+
+WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
+    {"output_dir", "overwrite", "logging_steps", "save_steps", "save_total_limit", "resume_from_checkpoint", "report_to"}
+)
+"""Fields that two runs may differ in and still give the same weights; the fingerprint leaves them out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The settings of one run: which model, which data, which method and adapter, how to train, what to save.
+
+    Raises:
+        UsageError: a value has the wrong type or is out of range; the text names field, value and what is wanted.
+    """
+
+    model_name_or_path: str
+    """The base model: a folder or a hub id."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub id; None: its default branch."""
+    trust_remote_code: bool = False
+    """Run Python code that the model repository brings along."""
+    dataset_name: str | None = None
+    """Training rows: a built-in name, a file, a folder or a hub id; None saves a snapshot of the base, untrained."""
+    eval_dataset_name: str | None = None
+    """Held-out rows whose loss is measured after training; None: none."""
+    system_prompt: str | None = None
+    """System turn put before every row; None: the built-in data set's own, else none."""
+    trunc_train: int | None = None
+    """Train on the first N rows only; None: on all."""
+    max_length: int = 1024
+    """Longest row in tokens; longer ones are cut."""
+    on_bad_rows: Literal["error", "drop"] = "error"
+    """What to do about rows that teach nothing: stop, or drop and count them."""
+
+    finetuning: Literal["SFT"] = "SFT"
+    """Kind of training: SFT, supervised fine-tuning."""
+    quant_method: str = "NoQuant"
+    """Quantization method of the base; `quantkit methods` lists them."""
+    method_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the method; on the command line and in files they stand flat beside the other settings."""
+    peft_config: PeftKind = "LoRa"
+    """Adapter kind; NoPeft trains all weights."""
+    lora_r: int | None = None
+    """Rank of the adapters; None: recommended by model size."""
+    lora_alpha: float | None = None
+    """Numerator of the adapters' scale alpha/r; None: twice the rank."""
+    lora_dropout: float = 0.0
+    """Probability of dropping an adapter input while training."""
+    use_rslora: bool = False
+    """Scale adapters by alpha/sqrt(r) instead of alpha/r (arXiv:2312.03732)."""
+    target_modules: tuple[str, ...] = ("all-linear",)
+    """Layers with adapters: all-linear, attention, attention+mlp, name endings, or full names with wildcards."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules trained in full beside the adapters and saved with them."""
+
+    learning_rate: float = 2e-4
+    """Peak learning rate."""
+    num_train_epochs: float = 1.0
+    """Passes over the training rows."""
+    max_steps: int = -1
+    """Optimizer steps; -1: as many as num_train_epochs gives."""
+    per_device_train_batch_size: int = 8
+    """Rows of one forward pass."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes that make up one optimizer step."""
+    lr_scheduler_type: Scheduler = "linear"
+    """Course of the learning rate after warm-up."""
+    warmup_steps: float = 0.0
+    """Steps of rising learning rate; below 1: that share of all steps."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0: never."""
+    optim: str | None = None
+    """Optimizer, as transformers spells it (adamw_torch, paged_adamw_8bit, …); None: the method's choice."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    group_by_length: bool = False
+    """Put rows of similar length into one batch: less padding."""
+    seed: int = 42
+    """Seed of adapter initialisation, row order and dropout."""
+
+    logging_steps: int = 10
+    """Optimizer steps between two reported losses."""
+    save_steps: int = 0
+    """Optimizer steps between two checkpoints; 0: only when interrupted."""
+    save_total_limit: int = 2
+    """Checkpoints kept; older ones are removed."""
+    resume_from_checkpoint: bool | str = False
+    """Go on from a checkpoint: true, the newest good one of this run; or its folder."""
+    report_to: tuple[str, ...] = ()
+    """Trackers: tensorboard, wandb, …; none by default."""
+
+    merge_after_train: bool = True
+    """Fold the adapters into the weights and save a full model; false keeps the adapter."""
+    save_dtype: DtypeName = "bfloat16"
+    """Data type of dense weights that are saved."""
+    lm_head_dtype: DtypeName | None = None
+    """Data type of the saved output head; None: save_dtype."""
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Data type of arithmetic; auto: bfloat16 where the device has it, else float32."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, …"""
+    output_dir: str = "artifacts"
+    """Folder under which the artifact is saved by its standardized name."""
+    overwrite: bool = False
+    """Replace an artifact of the same name."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = _loosened(item.name, getattr(self, item.name))
+            object.__setattr__(self, item.name, check_value(type(self), item.name, value, where="settings"))
+        object.__setattr__(self, "method_options", dict(self.method_options))
+        for name, (holds, wanted) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not holds(value):
+                raise UsageError(f"settings: {name} is {value!r}; it must be {wanted}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, where: str = "settings", methods: Any = None) -> Self:
+        """Build a config from loose values under any name that `quantkit.aliases` knows.
+
+        `methods` (default: the installed ones) tells which further keys are options of the chosen method.
+
+        Raises:
+            UsageError: a key is unknown, two keys contradict each other, or a value does not fit.
+        """
+        from quantkit.aliases import resolve
+
+        try:
+            return build_options(cls, resolve(values, methods=methods), where="settings")
+        except UsageError as error:
+            text = str(error).removeprefix("settings: ")
+            raise type(error)(f"{where}: {text}") from None
+
+    @classmethod
+    def from_constants(cls, namespace: Mapping[str, Any], *, methods: Any = None) -> Self:
+        """Build a config from the constants of a script: `RunConfig.from_constants(globals())`.
+
+        Plain values under UPPER_CASE names are settings, unknown ones errors. Lower-case names count where they are
+        settings; a lower-case plain value that looks like a misspelt setting is an error, others are the script's own.
+        """
+        from quantkit.aliases import script_settings
+
+        script = str(namespace.get("__file__", "the script"))
+        return cls.from_mapping(script_settings(namespace, where=script), where=script, methods=methods)
+
+    def with_changes(self, **changes: Any) -> Self:
+        """Return a copy with these fields replaced."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data; `RunConfig(**data)` and `from_mapping(data)` give the same config back."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 over the fields that have an effect on the weights, the same in every process."""
+        data = {key: value for key, value in self.to_dict().items() if key not in WITHOUT_EFFECT_ON_WEIGHTS}
+        return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
+
+    def adapter_plan(self, recommended_r: int = 16) -> AdapterPlan:
+        """Return the adapter asked for; `recommended_r` stands in for a rank that was left open."""
+        r = self.lora_r or recommended_r
+        return AdapterPlan(
+            kind=self.peft_config,
+            r=r,
+            lora_alpha=2 * r if self.lora_alpha is None else self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=self.target_modules,
+            modules_to_save=self.modules_to_save,
+            use_rslora=self.use_rslora,
+        )
+
+
+def _loosened(name: str, value: Any) -> Any:
+    """Accept the spellings that have one meaning: `"q_proj,v_proj"`, `"none"` trackers, `lora`, `bf16`, a `Path`."""
+    if isinstance(value, bool) and name in NUMBERS:
+        raise UsageError(f"settings: {name} is {value!r}; it must be a number")
+    if name in ("target_modules", "modules_to_save", "report_to") and (value is None or isinstance(value, str)):
+        words = tuple(word.strip() for word in (value or "").split(",") if word.strip())
+        return () if name == "report_to" and words == ("none",) else words
+    if name == "peft_config" and isinstance(value, str):
+        return next((kind for kind in PEFT_KINDS if kind.lower() == value.lower()), value)
+    if name.endswith("_dtype") and isinstance(value, str):
+        word = value.removeprefix("torch.")
+        return {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}.get(word, word)
+    if hasattr(value, "__fspath__"):
+        return str(value)
+    return value
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+def _not_negative(value: float) -> bool:
+    return 0 <= value < math.inf
+
+
+RANGES: dict[str, tuple[Any, str]] = {
+    "model_name_or_path": (bool, "a folder or a hub id"),
+    "trunc_train": (_positive, "a positive number of rows or None"),
+    "max_length": (lambda value: value >= 2, "at least 2 tokens"),
+    "lora_r": (lambda value: 1 <= value <= 65536, "between 1 and 65536, or None"),
+    "lora_alpha": (_positive, "positive"),
+    "lora_dropout": (lambda value: 0 <= value < 1, "a probability below 1"),
+    "target_modules": (bool, "at least one layer name or preset"),
+    "learning_rate": (_positive, "positive and finite"),
+    "num_train_epochs": (_positive, "positive and finite"),
+    "max_steps": (lambda value: value == -1 or value > 0, "-1 or a positive number of steps"),
+    "per_device_train_batch_size": (_positive, "at least 1"),
+    "gradient_accumulation_steps": (_positive, "at least 1"),
+    "warmup_steps": (_not_negative, "0 or more"),
+    "weight_decay": (_not_negative, "0 or more"),
+    "max_grad_norm": (_not_negative, "0 or more"),
+    "seed": (lambda value: 0 <= value < 2**32, "between 0 and 4294967295"),
+    "logging_steps": (_positive, "at least 1"),
+    "save_steps": (_not_negative, "0 or more"),
+    "save_total_limit": (_positive, "at least 1"),
+    "output_dir": (bool, "a folder"),
+}
+NUMBERS = frozenset(name for name in RANGES if name not in ("model_name_or_path", "target_modules", "output_dir"))
