@@ -1,47 +1,46 @@
 """What does a person see: on a narrow terminal, on a wide one, without colour, in a log file?
 
 The only importer of rich, and only when something is printed. Text of users and libraries is never read as markup, and
-its control characters are shown, not obeyed. A table that does not fit drops its least important columns and says so,
-then folds text; it never cuts a name short, as rich does when left alone. Where the output is no terminal nothing is
-folded, so that `grep` finds whole names; set COLUMNS to have a width all the same.
+its control characters are shown, not obeyed. Where the output is no terminal nothing is wrapped or folded, so that `grep`
+finds whole names (set COLUMNS to have a width all the same), and a progress is a line now and then. Printing directly, or
+tqdm, would fill a log file with carriage returns.
 """
 
 import json
 import os
-import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from quantkit.layout import Column, describe_fields, format_bytes, format_duration, printable, table_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
-GAP = 2
-"""Spaces between two columns of a table."""
-NARROWEST = 12
-"""Characters below which a text column is not folded."""
+__all__ = [
+    "Column",
+    "Progress",
+    "emit_json",
+    "format_bytes",
+    "format_duration",
+    "progress",
+    "say",
+    "table",
+    "use_stderr",
+    "use_stdout",
+    "warn",
+]
+
 LINE_EVERY_S = (10.0, 60.0)
 """Longest silence of a progress in a log file, in seconds: in its first five minutes, and later."""
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-FOLD_AFTER = re.compile(r"[^ _/\-,]*[ _/\-,]*")
+UNLIMITED = 10_000
+"""Characters of a line where nothing limits it."""
 
 _to_stderr = False
 _live: "RichProgress | None" = None
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A table's column: its heading, and how it gives way where space is short."""
-
-    name: str
-    align: Literal["left", "right"] = "left"
-    """Text stands left and may be folded; numbers stand right and never are."""
-    priority: int = 0
-    """0: always shown; of the others the highest number is dropped first."""
 
 
 class Progress(Protocol):
@@ -77,103 +76,22 @@ def emit_json(data: object) -> None:
 
 
 def table(title: str, columns: Sequence[str | Column], rows: Sequence[Sequence[object]], *, caption: str = "") -> None:
-    """Print a table; cells may be anything: None is shown as –, booleans as yes and no, floats with four digits."""
+    """Print a table; cells may be anything, see `layout.cell_text`."""
     from rich.text import Text
 
     console = _console(_to_stderr)
+    has_width = console.is_terminal or os.environ.get("COLUMNS", "").isdigit()
     heads = [column if isinstance(column, Column) else Column(column) for column in columns]
-    cells = [[cell_text(cell) for cell in row] for row in rows]
-    widths, dropped = fit_columns(heads, cells, _width(console))
-    lines = [
-        Text(printable(title), "bold"),
-        *(Text(line, "bold") for line in _row([head.name for head in heads], heads, widths)),
-    ]
-    lines.append(Text("─" * (sum(widths.values()) + GAP * (len(widths) - 1)), "dim"))
-    lines += [Text(line) for row in cells for line in _row(row, heads, widths)]
-    if not rows:
-        lines.append(Text("(none)", "dim"))
-    lines += [Text(printable(line), "dim") for line in caption.split("\n") if line]
+    (head, *body), dropped = table_lines(heads, rows, console.width if has_width else UNLIMITED)
+    width = max(len(line) for lines in (head, *body) for line in lines)
+    styled = [(printable(title), "bold"), *((line, "bold") for line in head), ("─" * width, "dim")]
+    styled += [(line, "") for lines in body for line in lines] if body else [("(none)", "dim")]
+    styled += [(printable(line), "dim") for line in caption.split("\n") if line]
     if dropped:
-        lines.append(Text(f"not shown at this width: {', '.join(dropped)}", "dim"))
-    for line in lines:
-        console.print(line, soft_wrap=True)
-
-
-def _row(texts: Sequence[str], heads: Sequence[Column], widths: Mapping[int, int]) -> list[str]:
-    """Return the lines of one row; what is folded goes on below, in its own column."""
-    folded = [(fold(texts[index], width).split("\n"), width, heads[index].align) for index, width in widths.items()]
-    return [
-        (" " * GAP)
-        .join(f"{cell:{'>' if align == 'right' else '<'}{width - _cells(cell) + len(cell)}}" for cell, width, align in line)
-        .rstrip()
-        for line in (
-            [(cell[at] if at < len(cell) else "", width, align) for cell, width, align in folded]
-            for at in range(max((len(cell) for cell, _, _ in folded), default=0))
-        )
-    ]
-
-
-def cell_text(cell: object) -> str:
-    """Return the text of one cell.
-
-    >>> [cell_text(cell) for cell in (None, True, 0.123456, 3, "a")]
-    ['–', 'yes', '0.1235', '3', 'a']
-    """
-    if cell is None:
-        return "–"
-    if isinstance(cell, bool):
-        return "yes" if cell else "no"
-    return f"{cell:.4g}" if isinstance(cell, float) else printable(str(cell))
-
-
-def printable(text: str) -> str:
-    """Return the text with its control characters spelled out, so that no file's content can drive the terminal."""
-    return CONTROL.sub(lambda found: found.group().encode("unicode_escape", "surrogatepass").decode(), text)
-
-
-def fit_columns(heads: Sequence[Column], cells: Sequence[Sequence[str]], width: int) -> tuple[dict[int, int], list[str]]:
-    """Return column index → characters, and the names of the columns that had to go to fit into `width` characters."""
-    widths = {
-        index: max(_cells(line) for text in [head.name, *(row[index] for row in cells)] for line in text.split("\n"))
-        for index, head in enumerate(heads)
-    }
-
-    def excess() -> int:
-        return sum(widths.values()) + GAP * (len(widths) - 1) - width
-
-    dropped = []
-    for index in sorted((i for i, head in enumerate(heads) if head.priority), key=lambda i: -heads[i].priority):
-        folded = sum(max(0, widths[i] - 2 * NARROWEST) for i in widths if heads[i].align == "left" and not heads[i].priority)
-        if excess() > folded:
-            del widths[index]
-            dropped.append(heads[index].name)
-    while excess() > 0:
-        foldable = [index for index in widths if heads[index].align == "left" and widths[index] > NARROWEST]
-        if not foldable:
-            break
-        widths[max(foldable, key=widths.__getitem__)] -= 1
-    return widths, dropped[::-1]
-
-
-def fold(text: str, width: int) -> str:
-    r"""Break text into lines of at most `width` characters, after a space, `_`, `-`, `/` or comma where there is one.
-
-    >>> fold("Qwen3-0.6B-openmath_SFT", 12).split("\n")
-    ['Qwen3-0.6B-', 'openmath_SFT']
-    """
-    lines = []
-    for line in text.split("\n"):
-        current = ""
-        for piece in FOLD_AFTER.findall(line):
-            while current and _cells(current + piece.rstrip()) > width:
-                lines.append(current.rstrip())
-                current = ""
-            current += piece
-            while _cells(current.rstrip()) > width:
-                lines.append(current[:width])
-                current = current[width:]
-        lines.append(current.rstrip())
-    return "\n".join(lines)
+        styled.append((f"not shown at this width: {', '.join(dropped)}", "dim"))
+    console.print()
+    for line, style in styled:
+        console.print(Text(line, style), soft_wrap=True)
 
 
 @contextmanager
@@ -182,37 +100,47 @@ def progress(title: str, total: int, *, unit: str = "") -> Iterator[Progress]:
     console = _console(_to_stderr)
     if _live is not None:
         yield _Bar(_live, title, total, unit)
-        return
-    if not console.is_terminal or console.is_dumb_terminal:
+    elif not console.is_terminal or console.is_dumb_terminal:
         lines = _Lines(console, title, total, unit)
         yield lines
         lines.finish()
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
+    else:
+        bars = _bars(console)
+        globals()["_live"] = bars
+        try:
+            with bars:
+                yield _Bar(bars, title, total, unit)
+        finally:
+            globals()["_live"] = None
 
-    bars = RichProgress(
+
+def _bars(console: "Console") -> "RichProgress":
+    """Return a display of two lines per loop, title, bar, count and time above, the loop's values below."""
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+    from rich.text import Text
+
+    class Bars(RichProgress):
+        def get_renderables(self) -> Iterator[Any]:
+            for task in self.tasks:
+                yield self.make_tasks_table([task])
+                if task.fields["note"]:
+                    yield Text("  " + task.fields["note"], "dim", overflow="ellipsis", no_wrap=True)
+
+    return Bars(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=max(8, min(40, console.width - 66))),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}", markup=False),
+        BarColumn(bar_width=max(8, min(40, console.width - 60))),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        TextColumn("left"),
         console=console,
         redirect_stderr=sys.stderr.isatty(),
     )
-    globals()["_live"] = bars
-    try:
-        with bars:
-            yield _Bar(bars, title, total, unit)
-    finally:
-        globals()["_live"] = None
 
 
 class _Bar:
-    """A bar of the one live display; a loop inside a loop adds a second bar to it."""
+    """A bar of the one live display; a loop inside a loop adds a second one to it."""
 
     def __init__(self, bars: "RichProgress", title: str, total: int, unit: str) -> None:
         self._bars = bars
@@ -227,7 +155,7 @@ class _Lines:
     """Lines for a log file: the first round, then every 5 % but at most one a second, or after a silence, the last."""
 
     def __init__(self, console: "Console", title: str, total: int, unit: str) -> None:
-        self._console, self._title, self._total, self._unit = console, printable(title), total, printable(unit)
+        self._console, self._title, self._total, self._unit = console, title, total, unit
         self._done = self._shown = 0
         self._note = ""
         self._started = self._shown_at = time.monotonic()
@@ -243,6 +171,7 @@ class _Lines:
             self._show(now)
 
     def finish(self) -> None:
+        """Show where the loop ended, if its last round was not shown."""
         if self._shown != self._done:
             self._show(time.monotonic())
 
@@ -252,67 +181,20 @@ class _Lines:
         self._shown, self._shown_at = self._done, now
 
 
-def describe_fields(fields: dict[str, object]) -> str:
-    """Return values for a progress line.
-
-    >>> describe_fields({"loss": 0.51234, "tokens_per_s": 812.0, "memory_bytes": 1610612736})
-    'loss 0.5123 · tokens/s 812 · memory 1.50 GiB'
-    """
-    parts = []
-    for name, value in fields.items():
-        if name.endswith("_bytes") and isinstance(value, int):
-            parts.append(f"{name.removesuffix('_bytes').replace('_', ' ')} {format_bytes(value)}")
-        else:
-            parts.append(f"{name.replace('_per_', '/').replace('_', ' ')} {cell_text(value)}")
-    return " · ".join(parts)
-
-
-def format_bytes(n: int) -> str:
-    """Return a number of bytes in binary units.
-
-    >>> [format_bytes(n) for n in (1610612736, 327155712, 2621440, 2048, 12)]
-    ['1.50 GiB', '312 MiB', '2.5 MiB', '2.0 KiB', '12 B']
-    """
-    if abs(n) >= 1 << 30:
-        return f"{n / (1 << 30):.2f} GiB"
-    for name, size in (("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if abs(n) >= size:
-            return f"{n / size:.{1 if abs(n) < 10 * size else 0}f} {name}"
-    return f"{n} B"
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration with the digits that matter.
-
-    >>> [format_duration(s) for s in (0.1234, 4.56, 42.4, 192, 7500)]
-    ['0.12 s', '4.6 s', '42 s', '3 min 12 s', '2 h 5 min']
-    """
-    if seconds < 59.5:
-        return f"{seconds:.{2 if seconds < 1 else 1 if seconds < 10 else 0}f} s"
-    whole = round(seconds)
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 def _console(stderr: bool) -> "Console":
     """Return a console for the stream as it is now; while a bar is live on the same terminal, the bar's own."""
     from rich.console import Console
 
     if _live is not None and (stderr == _live.console.stderr or sys.stderr.isatty()):
         return _live.console
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=False)
-
-
-def _width(console: "Console") -> int:
-    return console.width if console.is_terminal or os.environ.get("COLUMNS", "").isdigit() else 1000
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 def _print(console: "Console", text: str, style: str) -> None:
     from rich.text import Text
 
-    console.print(Text(printable(text), style=style), **({"overflow": "fold"} if console.is_terminal else {"soft_wrap": True}))
-
-
-def _cells(text: str) -> int:
-    from rich.cells import cell_len
-
-    return cell_len(text)
+    if console.is_terminal:
+        console.print(Text(printable(text), style, overflow="fold"))
+    else:
+        console.print(Text(printable(text), style), soft_wrap=True)
+    console.file.flush()
