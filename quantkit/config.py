@@ -165,7 +165,7 @@ class RunConfig:
         from quantkit.aliases import script_settings
 
         script = str(namespace.get("__file__", "the script"))
-        return cls.from_mapping(script_settings(namespace, where=script), where=script, methods=methods)
+        return cls.from_mapping(script_settings(namespace, where=script, methods=methods), where=script, methods=methods)
 
     def with_changes(self, **changes: Any) -> Self:
         """Return a copy with these fields replaced."""
