@@ -103,7 +103,10 @@ class PlanContext:
     device: str = "cpu"
     """Device type: `cpu`, `cuda`, …"""
     compute_dtype: str = "bfloat16"
-    """Data type of the dense weights and of arithmetic on dequantized ones."""
+    """Data type of the arithmetic: dense layers are loaded in it, dequantized weights are multiplied in it."""
+    dense_dtype: str = "bfloat16"
+    """Data type in which whatever is not quantized is stored: head, embeddings, norms. What the spec's `lm_head_dtype` says,
+    however wide the copy is that a CPU computes with."""
     model_config: Mapping[str, Any] = field(default_factory=dict)
     """The base's `config.json`, as far as it is known."""
 
