@@ -1,0 +1,99 @@
+"""What does a model hold in the layers of this or that quantization library?
+
+One module per library answers three questions about its layers, so that loading, measuring and merging need not know the
+libraries: what a layer's weights are (`layer_facts`), what they are as float32 (`dense_layer`), and what must be switched
+off before the first forward pass (`keep_layout`).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from quantkit.errors import VerificationError
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFacts:
+    """What the weights of one linear layer are; the fields are those of `QuantizationSpec`."""
+
+    weights_bits: int
+    weights_dtype: str
+    format: str = "dense"
+    group_size: int | None = None
+    symmetric: bool | None = None
+    double_quant: bool = False
+    activations_bits: int | None = None
+
+    def __str__(self) -> str:
+        parts = [self.weights_dtype, self.format]
+        parts += [f"group_size {self.group_size}"] if self.group_size is not None else []
+        parts += ["double_quant"] if self.double_quant else []
+        parts += [f"activations {self.activations_bits} bit"] if self.activations_bits is not None else []
+        return " ".join(parts)
+
+
+def layer_facts(module: Any) -> LayerFacts:
+    """Return what a linear layer's weights are, read off the module.
+
+    Raises:
+        VerificationError: the kind of layer is not known, so nothing true can be said about it.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    from quantkit.spec import DENSE_BITS
+
+    if _is_bitsandbytes(module):
+        from quantkit.backends import bitsandbytes
+
+        return bitsandbytes.layer_facts(module)
+    if getattr(module, "quantization_scheme", None) is not None:
+        from quantkit.backends import compressed_tensors
+
+        return compressed_tensors.layer_facts(module)
+    if type(module) in (nn.Linear, Conv1D) or (isinstance(module, nn.Linear) and type(module).__module__.startswith("torch.")):
+        dtype = dtype_name(module.weight.dtype)
+        if dtype in DENSE_BITS and type(module.weight) in (nn.Parameter, nn.UninitializedParameter):
+            return LayerFacts(weights_bits=DENSE_BITS[dtype], weights_dtype=dtype)
+        raise VerificationError(f"a {type(module).__name__} holds {type(module.weight).__name__} of {dtype}; it cannot be measured")
+    raise VerificationError(f"layers of type {type(module).__module__}.{type(module).__name__} cannot be measured yet")
+
+
+def dense_layer(module: Any) -> Any:
+    """Return a float32 `nn.Linear` (or `Conv1D` where the model has those) with the weights the layer computes with.
+
+    Raises:
+        VerificationError: the kind of layer is not known, or its weights are no longer what was loaded.
+    """
+    from torch import float32
+
+    if _is_bitsandbytes(module):
+        from quantkit.backends import bitsandbytes
+
+        return bitsandbytes.dense_layer(module)
+    facts = layer_facts(module)
+    if facts.format != "dense":
+        raise VerificationError(f"weights in {facts} cannot be dequantized yet")
+    return module.to(float32)
+
+
+def keep_layout(model: Any) -> None:
+    """Switch off whatever would rewrite quantized weights during a forward pass; called after every load.
+
+    Raises:
+        VerificationError: the weights have been rewritten already.
+    """
+    for module in model.modules():
+        if _is_bitsandbytes(module):
+            from quantkit.backends import bitsandbytes
+
+            bitsandbytes.keep_layout(model)
+            return
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return `bfloat16` for `torch.bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _is_bitsandbytes(module: Any) -> bool:
+    return type(module).__module__.startswith("bitsandbytes.") and hasattr(module, "in_features")

@@ -1,0 +1,1 @@
+"""Arithmetic that two methods or more need: tensors in, tensors out."""
