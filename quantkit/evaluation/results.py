@@ -1,0 +1,93 @@
+"""What is kept of an evaluation? Enough to judge each number and to pair two models row by row later.
+
+A result names its data by fingerprint and its artifact by content hash. The alternative, a score filed under a folder name,
+goes on standing there when the folder's content has changed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from quantkit.errors import UsageError
+from quantkit.evaluation.statistics import Score
+from quantkit.spec import read_fields
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowResult:
+    """One row's outcome, for paired comparisons and for people who want to read what was said."""
+
+    row: int
+    gold: str
+    answer: str | None
+    correct: bool
+    stopped: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What the run took, on the machine it ran on."""
+
+    generated_tokens: int
+    generation_s: float
+    tokens_per_s: float
+    """Generated tokens per second, all rows of a batch together, prompts' processing included."""
+    perplexity_s: float
+    peak_rss_bytes: int
+    """Largest resident memory of the process in this task's stages."""
+    peak_allocated_bytes: dict[str, int] = field(default_factory=dict)
+    peak_reserved_bytes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskResult:
+    """All that one task measured on one model."""
+
+    task: str
+    kind: str
+    metric: str
+    """Key of `scores` that is the task's own."""
+    source: str
+    data_fingerprint: str
+    n: int
+    seed: int
+    settings: dict[str, Any]
+    """What else the numbers depend on: batch size, `max_new_tokens`, decoding, data type, device, system prompt."""
+    scores: dict[str, Score]
+    """The metric, `perplexity_response`, `perplexity_all` and the rates."""
+    cost: Cost
+    rows: list[RowResult]
+
+    @property
+    def main(self) -> Score:
+        """Return the score of the task's own metric."""
+        return self.scores[self.metric]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data; `from_dict` is its inverse."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            **{key: getattr(self, key) for key in ("task", "kind", "metric", "source", "data_fingerprint", "n", "seed")},
+            "settings": dict(self.settings),
+            "scores": {name: score.to_dict() for name, score in self.scores.items()},
+            "cost": asdict(self.cost),
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read a result back; raises `UsageError` for another schema, missing or unknown keys."""
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise UsageError(f"result: schema_version is {data.get('schema_version')!r}; this quantkit reads {SCHEMA_VERSION}")
+        plain = {key: value for key, value in data.items() if key not in ("schema_version", "scores")}
+        scores = data.get("scores")
+        if not isinstance(scores, Mapping):
+            raise UsageError("result: scores is missing or no object")
+        result = read_fields(cls, plain | {"scores": {}}, where="result")
+        object.__setattr__(result, "scores", {str(name): Score.from_dict(score) for name, score in scores.items()})
+        if result.metric not in result.scores:
+            raise UsageError(f"result: metric is {result.metric!r} but scores has {', '.join(result.scores) or 'nothing'}")
+        return result

@@ -1,0 +1,1 @@
+"""Tests of quantkit.evaluation and of the verb that runs it."""
