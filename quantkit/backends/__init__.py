@@ -46,7 +46,7 @@ def layer_facts(module: Any) -> LayerFacts:
         from quantkit.backends import bitsandbytes
 
         return bitsandbytes.layer_facts(module)
-    if getattr(module, "quantization_scheme", None) is not None:
+    if _states_facts(module) or getattr(module, "quantization_scheme", None) is not None:
         from quantkit.backends import compressed_tensors
 
         return compressed_tensors.layer_facts(module)
@@ -54,7 +54,9 @@ def layer_facts(module: Any) -> LayerFacts:
         dtype = dtype_name(module.weight.dtype)
         if dtype in DENSE_BITS and type(module.weight) in (nn.Parameter, nn.UninitializedParameter):
             return LayerFacts(weights_bits=DENSE_BITS[dtype], weights_dtype=dtype)
-        raise VerificationError(f"a {type(module).__name__} holds {type(module.weight).__name__} of {dtype}; it cannot be measured")
+        raise VerificationError(
+            f"a {type(module).__name__} holds {type(module.weight).__name__} of {dtype}; it cannot be measured"
+        )
     raise VerificationError(f"layers of type {type(module).__module__}.{type(module).__name__} cannot be measured yet")
 
 
@@ -70,6 +72,10 @@ def dense_layer(module: Any) -> Any:
         from quantkit.backends import bitsandbytes
 
         return bitsandbytes.dense_layer(module)
+    if _states_facts(module):
+        from quantkit.backends import compressed_tensors
+
+        return compressed_tensors.dense_layer(module)
     facts = layer_facts(module)
     if facts.format != "dense":
         raise VerificationError(f"weights in {facts} cannot be dequantized yet")
@@ -97,3 +103,7 @@ def dtype_name(dtype: Any) -> str:
 
 def _is_bitsandbytes(module: Any) -> bool:
     return type(module).__module__.startswith("bitsandbytes.") and hasattr(module, "in_features")
+
+
+def _states_facts(module: Any) -> bool:
+    return isinstance(getattr(module, "facts", None), LayerFacts)

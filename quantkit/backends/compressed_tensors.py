@@ -1,20 +1,213 @@
-"""What do the layers of a compressed-tensors checkpoint hold, once it is loaded?
+"""How do codes and scales become a checkpoint that any loader of compressed-tensors opens, and what do its layers hold?
 
-The scheme that the library attaches to each module says so; the checkpoint's `config.json` only says what was intended.
+The quantized layers are replaced by `PackedLinear` modules whose parameters are the tensors of the standard format, and
+`config.quantization_config` says how to read them; `save_pretrained` then writes an ordinary checkpoint, and the model in
+memory computes what a loader of it computes. Handing the library dense weights and letting it quantize again, the usual
+road, rounds twice and may change codes.
+
+One key more than the standard's stands in the configuration of weights-only layers: `dequantize: true`. Transformers
+takes it for its own load argument, so a plain `from_pretrained(folder)` unpacks the weights while loading; other readers
+ignore it. Without it asymmetric weights do not load at all (transformers allocates their packed zero points unpacked) and
+PEFT finds no `weight` to attach adapters to. `repack_model` puts the packed layers back into a model loaded so.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
 
 from quantkit.backends import LayerFacts
-from quantkit.errors import VerificationError
+from quantkit.errors import UsageError, VerificationError
+from quantkit.files import read_json
+from quantkit.numerics.grids import QuantizedWeight
+from quantkit.numerics.packing import pack_compressed_tensors, unpack_compressed_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer whose parameters are those of the compressed-tensors format.
+
+    Weights only (`pack-quantized`): `weight_packed` int32 `[out, ceil(in·bits/32)]`, `weight_scale` `[out, groups]`,
+    `weight_shape` int64 `[2]` and, if asymmetric, `weight_zero_point` int32 `[ceil(out·bits/32), groups]`.
+    With 8-bit activations (`int-quantized`): `weight` int8 `[out, in]`, `weight_scale`, `weight_zero_point` int8.
+    Each forward pass unpacks anew; gradients flow to the input only. To train or merge, take `dense_layer` instead.
+    """
+
+    facts: LayerFacts
+    weight_scale: Tensor
+    weight_packed: Tensor
+
+    def __init__(self, quantized: QuantizedWeight, bias: nn.Parameter | None, *, activations_bits: int | None = None) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = quantized.codes.shape
+        tensors = {"weight_scale": quantized.scale}
+        if activations_bits is None:
+            tensors["weight_packed"] = pack_compressed_tensors(quantized.codes, quantized.bits)
+            tensors["weight_shape"] = torch.tensor(quantized.codes.shape, dtype=torch.int64)
+            if quantized.zero_point is not None:
+                tensors["weight_zero_point"] = pack_compressed_tensors(quantized.zero_point, quantized.bits, dim=0)
+        else:
+            tensors["weight"] = quantized.codes
+            if quantized.zero_point is not None:
+                tensors["weight_zero_point"] = quantized.zero_point
+        for name, tensor in tensors.items():
+            self.register_parameter(name, nn.Parameter(tensor.to(quantized.codes.device), requires_grad=False))
+        self.bias = bias
+        self.facts = LayerFacts(
+            format="compressed-tensors",
+            weights_bits=quantized.bits,
+            weights_dtype=f"int{quantized.bits}",
+            group_size=quantized.group_size,
+            symmetric=quantized.zero_point is None,
+            activations_bits=activations_bits,
+        )
+
+    def quantized(self) -> QuantizedWeight:
+        """Return the weight that the parameters hold."""
+        bits, group_size = self.facts.weights_bits, self.facts.group_size or -1
+        zero_point: Tensor | None = getattr(self, "weight_zero_point", None)
+        if self.facts.activations_bits is not None:
+            return QuantizedWeight(self.weight.data, self.weight_scale, zero_point, bits, group_size)
+        if zero_point is not None:
+            zero_point = unpack_compressed_tensors(zero_point, bits, self.out_features, dim=0)
+        codes = unpack_compressed_tensors(self.weight_packed, bits, self.in_features)
+        return QuantizedWeight(codes, self.weight_scale, zero_point, bits, group_size)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return input · Wᵀ + b, the input rounded per token first when activations are quantized."""
+        if self.facts.activations_bits is not None:
+            input = round_tokens(input, self.facts.activations_bits)
+        return nn.functional.linear(input, self.quantized().dequantize().to(input.dtype), self.bias)
+
+    def extra_repr(self) -> str:
+        """Return sizes and facts for `print(model)`."""
+        return f"{self.in_features}, {self.out_features}, {self.facts}"
+
+
+def round_tokens(values: Tensor, bits: int) -> Tensor:
+    """Round each token `[..., features]` to a symmetric grid over its own range (dynamic per-token quantization).
+
+    The arithmetic is compressed-tensors' (`calculate_qparams`, `fake_quantize`), in the data type of the values.
+    """
+    q_max = (1 << (bits - 1)) - 1
+    scale = values.abs().amax(-1, keepdim=True) / (((1 << bits) - 1) / 2)
+    scale = torch.where(scale == 0, torch.full_like(scale, torch.finfo(scale.dtype).eps), scale)
+    return (values / scale).clamp(-q_max - 1, q_max).round() * scale
+
+
+def compress_model(
+    model: "PreTrainedModel", layers: Mapping[str, QuantizedWeight], *, activations_bits: int | None = None
+) -> "PreTrainedModel":
+    """Replace these linear layers, in place, by packed ones, and state the format in the model's configuration.
+
+    `layers` maps module names to weights that share one grid; every other linear layer goes on the format's ignore list.
+    `activations_bits` 8 writes `int-quantized` layers whose inputs are rounded per token.
+
+    Raises:
+        UsageError: a name is no linear layer, shapes or scale types disagree with the model, or the grids differ.
+    """
+    if not layers:
+        raise UsageError("no layer was quantized, so there is nothing to store in the compressed-tensors format")
+    if activations_bits not in (None, 8):
+        raise UsageError(f"activations_bits is {activations_bits}; int-quantized layers round inputs to 8 bits or not at all")
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for name, quantized in layers.items():
+        _require_fit(name, linears.get(name), quantized, activations_bits)
+    grids = {(item.bits, item.group_size, item.zero_point is None) for item in layers.values()}
+    if len(grids) > 1:
+        raise UsageError(f"the layers use {len(grids)} different grids {sorted(grids)}; one checkpoint holds one")
+    for name, quantized in layers.items():
+        model.set_submodule(name, PackedLinear(quantized, linears[name].bias, activations_bits=activations_bits))
+    bits, group_size, symmetric = grids.pop()
+    model.config.quantization_config = quantization_config(
+        bits=bits,
+        group_size=group_size,
+        symmetric=symmetric,
+        activations_bits=activations_bits,
+        ignore=[name for name in linears if name not in layers],
+    )
+    return model
+
+
+def quantization_config(
+    *, bits: int, group_size: int, symmetric: bool, activations_bits: int | None = None, ignore: list[str]
+) -> dict[str, Any]:
+    """Return the `quantization_config` of `config.json`; `ignore` names the linear layers that stay dense."""
+    weights = {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": symmetric,
+        "strategy": "channel" if group_size == -1 else "group",
+        "group_size": None if group_size == -1 else group_size,
+        "dynamic": False,
+    }
+    inputs = {"num_bits": activations_bits, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+    storage = "pack-quantized" if activations_bits is None else "int-quantized"
+    group = {
+        "targets": ["Linear"],
+        "format": storage,
+        "weights": weights,
+        "input_activations": None if activations_bits is None else inputs,
+        "output_activations": None,
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": storage,
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": ignore,
+        "kv_cache_scheme": None,
+    } | ({"dequantize": True} if activations_bits is None else {})
+
+
+def repack_model(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
+    """Put the packed layers of a checkpoint of ours back into the model that a plain load made dense, in place.
+
+    Raises:
+        VerificationError: a dense layer is not what the packed one says it is.
+    """
+    from safetensors import safe_open
+
+    config = read_json(folder / "config.json")["quantization_config"]["config_groups"]["group_0"]["weights"]
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            names = set(tensors.keys())
+            for name in sorted(item.removesuffix(".weight_packed") for item in names if item.endswith(".weight_packed")):
+                outputs, inputs = (int(size) for size in tensors.get_tensor(f"{name}.weight_shape"))
+                bits, zero_name = config["num_bits"], f"{name}.weight_zero_point"
+                zero_point = tensors.get_tensor(zero_name) if zero_name in names else None
+                if zero_point is not None:
+                    zero_point = unpack_compressed_tensors(zero_point, bits, outputs, dim=0)
+                codes = unpack_compressed_tensors(tensors.get_tensor(f"{name}.weight_packed"), bits, inputs)
+                scale = tensors.get_tensor(f"{name}.weight_scale")
+                quantized = QuantizedWeight(codes, scale, zero_point, bits, config["group_size"] or -1)
+                linear = model.get_submodule(name)
+                if not isinstance(linear, nn.Linear) or not torch.equal(linear.weight.cpu(), quantized.dequantize()):
+                    raise VerificationError(f"{folder}: {name} in memory is not what {path.name} holds; load it again")
+                model.set_submodule(name, PackedLinear(quantized, linear.bias).to(linear.weight.device))
+    return model
+
+
+def dense_layer(layer: PackedLinear) -> nn.Linear:
+    """Return an ordinary float32 linear layer with the weights that this one computes with."""
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    linear.weight = nn.Parameter(layer.quantized().dequantize().float(), requires_grad=False)
+    linear.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().float(), requires_grad=False)  # type: ignore[assignment]
+    return linear
 
 
 def layer_facts(module: Any) -> LayerFacts:
-    """Return what a layer with a `quantization_scheme` holds.
+    """Return what a packed layer of ours, or a layer with the library's `quantization_scheme`, holds.
 
     Raises:
         VerificationError: the scheme quantizes no weights, or by a strategy that `QuantizationSpec` has no word for.
     """
+    if isinstance(module, PackedLinear):
+        return module.facts
     scheme = module.quantization_scheme
     weights = scheme.weights
     if weights is None:
@@ -35,3 +228,21 @@ def layer_facts(module: Any) -> LayerFacts:
         symmetric=bool(weights.symmetric),
         activations_bits=None if inputs is None else inputs.num_bits,
     )
+
+
+def _require_fit(name: str, linear: nn.Linear | None, quantized: QuantizedWeight, activations_bits: int | None) -> None:
+    if linear is None:
+        raise UsageError(f"{name} is no linear layer of the model, so no codes can be stored for it")
+    shape = (linear.out_features, linear.in_features)
+    if tuple(quantized.codes.shape) != shape:
+        raise UsageError(f"{name} has the shape {shape}, its codes {tuple(quantized.codes.shape)}")
+    if quantized.scale.dtype != linear.weight.dtype:
+        raise UsageError(
+            f"{name} is {linear.weight.dtype} and its scales are {quantized.scale.dtype}; loaders convert scales to the"
+            " model's data type, so quantize with scale_dtype set to it"
+        )
+    if activations_bits is not None and (quantized.bits, quantized.group_size) != (8, -1):
+        raise UsageError(
+            f"{name} has {quantized.bits}-bit weights in groups of {quantized.group_size}; with 8-bit activations the"
+            " format wants 8 bits and one scale per row (group_size -1)"
+        )
