@@ -12,7 +12,8 @@ from pathlib import PurePath
 from typing import Any
 
 from quantkit.config import RunConfig
-from quantkit.errors import UsageError, did_you_mean
+from quantkit.errors import PluginError, UsageError, did_you_mean
+from quantkit.options import check_value
 from quantkit.spec import QuantMethod
 
 RENAMED = {
@@ -108,24 +109,23 @@ def _installed() -> Any:
 
 def _options(flat: Given, nested: Mapping[str, Any], method: str, methods: Any) -> dict[str, Any]:
     """Return the method's options, converted; every other name is an error that says whose option it is, if anybody's."""
-    owners: dict[str, list[str]] = {}
-    for name in methods.names:
-        for item in fields(methods.info(name).options):
-            owners.setdefault(item.name, []).append(name)
-    values = dict(nested)
-    for name, (spelling, value) in flat.items():
-        if name in values and values[name] != value:
-            raise UsageError(f"{spelling}={value!r} and method_options.{name}={values[name]!r} contradict each other; keep one")
-        if method in owners.get(name, []):
-            values[name] = value
-        elif name in owners:
-            if method != QuantMethod.QLORA or NF4_RECIPE.get(name) != value:
-                raise UsageError(f"{spelling}={value!r} is no option of {method} but of {', '.join(owners[name])}")
-        else:
-            known = [*SETTINGS, *RENAMED, *TRANSLATED, *owners]
+    options = methods.info(method).options
+    own = [item.name for item in fields(options)]
+    if shared := SETTINGS.intersection(own):
+        raise PluginError(f"{methods.source(method)}: the options {', '.join(sorted(shared))} have the names of run settings")
+    values: dict[str, Any] = {}
+    for name, (spelling, value) in {**{str(key): (f"method_options.{key}", nested[key]) for key in nested}, **flat}.items():
+        if name in nested and nested[name] != value:
+            raise UsageError(f"{spelling}={value!r} and method_options.{name}={nested[name]!r} contradict each other; keep one")
+        if name in own:
+            values[name] = check_value(options, name, value, where=f"options of {method}")
+        elif method != QuantMethod.QLORA or NF4_RECIPE.get(name) != value:
+            owners = [other for other in methods.names if name in {item.name for item in fields(methods.info(other).options)}]
+            if owners:
+                raise UsageError(f"{spelling}={value!r} is no option of {method} but of {', '.join(owners)}")
+            known = [*SETTINGS, *RENAMED, *TRANSLATED, *own]
             raise UsageError(f"{spelling!r} is no setting and no option of {method}.{did_you_mean(name, known)}")
-    checked = methods.options(method, values)
-    return {name: getattr(checked, name) for name in values}
+    return values
 
 
 def _apply_dora(given: Given) -> None:
@@ -188,17 +188,35 @@ def _is_on(spelling: str, value: Any) -> bool:
 
 
 def with_choices(values: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values` with `quant_method` or `peft_config` chosen anew: what the old choice brought along is left out.
+    """Return `values` with `choices` in their place, whatever names either uses; a newly chosen method drops the old options.
 
-    >>> with_choices({"base_model": "m", "quant_bits": 4, "peft_use_dora": True}, {"quant_method": "INT8"})
-    {'base_model': 'm', 'peft_use_dora': True, 'quant_method': 'INT8'}
+    >>> with_choices({"base_model": "m", "quant_bits": 4, "lora_r": 8}, {"quant_method": "INT8", "lora_rank": 16})
+    {'base_model': 'm', 'quant_method': 'INT8', 'lora_rank': 16}
     """
+    nested = values.get("method_options")
+    values = {**values, **nested} if isinstance(nested, Mapping) else dict(values)
+    decided = {decides(key) for key in choices}
+    new_method = "quant_method" in decided and not _names_method(values, choices)
 
-    def is_replaced(name: str) -> bool:
-        is_option = name == "method_options" or name not in (*SETTINGS, *TRANSLATED)
-        return name in choices or TRANSLATED.get(name) in choices or (is_option and "quant_method" in choices)
+    def is_kept(key: str) -> bool:
+        is_option = key == "method_options" or decides(key) not in SETTINGS
+        return decides(key) not in decided and not (is_option and new_method)
 
-    return {key: value for key, value in values.items() if not is_replaced(canonical(key))} | dict(choices)
+    return {key: value for key, value in values.items() if is_kept(key)} | dict(choices)
+
+
+def decides(spelling: str) -> str:
+    """Return the setting or option that is decided under this name: `use_dora` decides `peft_config`."""
+    name = canonical(spelling)
+    return TRANSLATED.get(name, name)
+
+
+def _names_method(values: Mapping[str, Any], choices: Mapping[str, Any]) -> bool:
+    """Whether the chosen method is the one that `values` name already."""
+    named = [
+        {str(item).lower() for key, item in each.items() if canonical(key) == "quant_method"} for each in (values, choices)
+    ]
+    return bool(named[0]) and named[0] == named[1]
 
 
 def script_settings(namespace: Mapping[str, Any], *, where: str, methods: Any = None) -> dict[str, Any]:
