@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 from quantkit.errors import UsageError
-from quantkit.options import build_options, check_value
+from quantkit.options import check_value
 from quantkit.plan import PEFT_KINDS, AdapterPlan, PeftKind
 
 DtypeName = Literal["bfloat16", "float16", "float32"]
@@ -150,7 +150,7 @@ class RunConfig:
         from quantkit.aliases import resolve
 
         try:
-            return build_options(cls, resolve(values, methods=methods), where="settings")
+            return cls(**resolve(values, methods=methods))
         except UsageError as error:
             text = str(error).removeprefix("settings: ")
             raise type(error)(f"{where}: {text}") from None

@@ -6,9 +6,11 @@ options of the chosen method. Letting tyro parse as well was tried: its view of 
 tools' names nor values that depend on each other, and those had to be rewritten before it and checked after it.
 """
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, make_dataclass
 from typing import Any, get_type_hints
 
 from quantkit.aliases import RENAMED, SETTINGS, TRANSLATED, canonical, with_choices
@@ -19,8 +21,8 @@ from quantkit.runfiles import choose_run, place, read_run_values
 from quantkit.spec import QuantMethod
 
 DESCRIPTION = (
-    "Fine-tune a language model, fold the adapter in, save it under its standardized name. Hyphens or underscores;"
-    " the names of other tools are understood too: "
+    "Fine-tune a language model, fold the adapter in, save it under its standardized name.",
+    "Add --quant-method NAME before --help to see that method's own options. Hyphens and underscores are the same.",
 )
 
 
@@ -29,8 +31,7 @@ class CommandFlags:
     """Where the settings come from, and whether they are carried out."""
 
     config: str | None = None
-    """JSON, TOML or YAML file of one run or of named runs. Flags override the file; one that chooses another method
-    leaves the file's options of the former method out."""
+    """JSON, TOML or YAML file of one or many runs; flags override it (another method also drops the file's options)."""
     run: str | None = None
     """Which of the file's runs."""
     dry_run: bool = False
@@ -144,13 +145,17 @@ def _show_help(arguments: list[str], methods: Methods) -> None:
         if canonical(name.removeprefix("--")) == "quant_method":
             method = inline or value
     info = methods.info(method)
-
-    def train(command: CommandFlags, settings: RunConfig, method: Any) -> None:
-        """Stand for the command in the help."""
-
-    train.__annotations__["method"] = info.options
+    sections: list[tuple[str, Any]] = [("command", CommandFlags), ("run", RunConfig), (info.name, info.options)]
     others = ", ".join(f"--{name}".replace("_", "-") for name in (*RENAMED, *TRANSLATED))
+    width = min(shutil.get_terminal_size().columns, 100)
     tyro.cli(
-        train, prog="quantkit train", description=DESCRIPTION + others, args=["--help"], config=(tyro.conf.OmitArgPrefixes,)
+        make_dataclass("Train", sections),
+        prog="quantkit train",
+        description="\n\n".join(
+            textwrap.fill(text, width, break_on_hyphens=False)
+            for text in (*DESCRIPTION, f"Other names that are understood: {others}.")
+        ),
+        args=["--help"],
+        config=(tyro.conf.OmitArgPrefixes,),
     )
     sys.exit(0)
