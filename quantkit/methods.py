@@ -21,6 +21,7 @@ from quantkit.plan import MethodInfo, PlanContext, QuantizationPlan, Stage
 
 GROUP = "quantkit"
 DISABLE_VARIABLE = "QUANTKIT_DISABLE_PLUGINS"
+VERA_NOTE = "VeRa has no alpha: lora_alpha has no effect, d_initial 0.1 sets the scale."
 DISPATCHED = ("build_quantization_plan", "load_kwargs", "quantize_model", "prepare_model", "post_train_merge")
 """Hooks that only the owner of a method implements."""
 
@@ -208,10 +209,17 @@ class Methods:
                 raise PluginError(
                     f"{source}: the option {item.name} is {value!r} but the plan's spec says {getattr(plan.spec, item.name)!r}"
                 )
+        if plan.stage is Stage.BASE and plan.adapter.kind == "NoPeft" and plan.spec.is_quantized:
+            raise UsageError(
+                f"PEFT_CONFIG is NoPeft, but {info.name} quantizes the base and quantized weights carry no gradients; train"
+                f" adapters ({', '.join(kind for kind in info.adapters if kind != 'NoPeft')}), or all weights with NoQuant"
+            )
         if plan.stage is Stage.BASE and plan.adapter.kind not in info.adapters:
             raise UsageError(
                 f"{info.name} carries the adapters {', '.join(info.adapters)}; PEFT_CONFIG is {plan.adapter.kind!r}"
             )
+        if plan.stage is Stage.BASE and plan.adapter.kind == "VeRa":
+            return plan.with_changes(notes=(*plan.notes, VERA_NOTE))
         return plan
 
     def load_kwargs(self, plan: QuantizationPlan) -> dict[str, Any]:

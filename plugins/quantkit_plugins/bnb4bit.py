@@ -1,0 +1,85 @@
+"""How does one train any adapter on a 4-bit base? NF4 or FP4 by bitsandbytes, scales quantized again or not.
+
+The variants are told apart by tags: plain NF4 has none, `fp4` and `dq` (double quantization) name what differs.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, hookimpl
+
+
+@dataclass(frozen=True)
+class Bnb4BitOptions:
+    """Settings of BNB4BIT."""
+
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    """Grid of the weights: nf4 (quantiles of a normal distribution) or fp4 (4-bit floats)."""
+    double_quant: bool = False
+    """Quantize the scales as well: 0.37 bit less per weight (arXiv:2305.14314, section 3)."""
+
+
+@hookimpl
+def declare_method() -> MethodInfo:
+    """Declare BNB4BIT."""
+    return MethodInfo(
+        name=QuantMethod.BNB4BIT,
+        summary="4-bit base (bitsandbytes): NF4 or FP4, for LoRA, DoRA and VeRA",
+        options=Bnb4BitOptions,
+        stages=frozenset({Stage.BASE}),
+        requirements=("bitsandbytes>=0.50",),
+        adapters=("LoRa", "DoRa", "VeRa"),
+        claims=("bitsandbytes-4bit",),
+    )
+
+
+@hookimpl
+def build_quantization_plan(options: Bnb4BitOptions, context: PlanContext) -> QuantizationPlan:
+    """Plan a base in 4 bit; the head stays dense."""
+    tags = (("fp4",) if options.quant_type == "fp4" else ()) + (("dq",) if options.double_quant else ())
+    return QuantizationPlan(
+        method=QuantMethod.BNB4BIT,
+        stage=context.stage,
+        spec=QuantizationSpec(
+            method=QuantMethod.BNB4BIT,
+            weights_bits=4,
+            weights_dtype=options.quant_type,
+            format="bitsandbytes",
+            double_quant=options.double_quant,
+            lm_head_dtype=context.dense_dtype,
+            tags=tags,
+        ),
+        adapter=context.adapter,
+        options=asdict(options),
+        compute_dtype=context.compute_dtype,
+    )
+
+
+@hookimpl
+def load_kwargs(plan: QuantizationPlan) -> dict[str, Any]:
+    """Ask transformers to quantize while loading."""
+    from quantkit.backends import bitsandbytes
+
+    return bitsandbytes.load_kwargs_4bit(plan)
+
+
+@hookimpl
+def quantize_model(model: Any) -> Any:
+    """Return the model as it is; it was quantized while loading."""
+    return model
+
+
+@hookimpl
+def prepare_model(model: Any) -> Any:
+    """Freeze the base and keep bitsandbytes from repacking it."""
+    from quantkit.backends import bitsandbytes
+
+    return bitsandbytes.prepare_for_training(model)
+
+
+@hookimpl
+def post_train_merge(model: Any) -> Any:
+    """Fold the adapters into the dequantized base; the result is float32."""
+    from quantkit.merging import fold_adapters
+
+    return fold_adapters(model)

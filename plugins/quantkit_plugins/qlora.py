@@ -1,0 +1,84 @@
+"""What is QLoRA here? LoRA on an NF4 base with double quantization, as the paper has it (arXiv:2305.14314), and nothing else.
+
+Grid, double quantization and adapter kind are fixed, so that the name says what was done. Any other adapter on a 4-bit base
+goes through BNB4BIT.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, hookimpl
+
+
+@dataclass(frozen=True)
+class QloraOptions:
+    """QLORA has no settings of its own; BNB4BIT has those of the 4-bit base."""
+
+
+@hookimpl
+def declare_method() -> MethodInfo:
+    """Declare QLORA."""
+    return MethodInfo(
+        name=QuantMethod.QLORA,
+        summary="LoRA on an NF4 base with double quantization (bitsandbytes)",
+        options=QloraOptions,
+        stages=frozenset({Stage.BASE}),
+        requirements=("bitsandbytes>=0.50",),
+        adapters=("LoRa",),
+    )
+
+
+@hookimpl
+def build_quantization_plan(context: PlanContext) -> QuantizationPlan:
+    """Plan an NF4 base with double quantization; DoRa and VeRa become LoRa, with a note."""
+    adapter = context.adapter
+    notes: tuple[str, ...] = ()
+    if adapter.kind in ("DoRa", "VeRa"):
+        notes = (f"QLORA trains LoRa adapters, not {adapter.kind}; for {adapter.kind} on a 4-bit base use BNB4BIT.",)
+        adapter = replace(adapter, kind="LoRa")
+    return QuantizationPlan(
+        method=QuantMethod.QLORA,
+        stage=context.stage,
+        spec=QuantizationSpec(
+            method=QuantMethod.QLORA,
+            weights_bits=4,
+            weights_dtype="nf4",
+            format="bitsandbytes",
+            double_quant=True,
+            lm_head_dtype=context.dense_dtype,
+        ),
+        adapter=adapter,
+        compute_dtype=context.compute_dtype,
+        optim="paged_adamw_32bit" if context.device == "cuda" else None,
+        notes=notes,
+    )
+
+
+@hookimpl
+def load_kwargs(plan: QuantizationPlan) -> dict[str, Any]:
+    """Ask transformers to quantize while loading."""
+    from quantkit.backends import bitsandbytes
+
+    return bitsandbytes.load_kwargs_4bit(plan)
+
+
+@hookimpl
+def quantize_model(model: Any) -> Any:
+    """Return the model as it is; it was quantized while loading."""
+    return model
+
+
+@hookimpl
+def prepare_model(model: Any) -> Any:
+    """Freeze the base and keep bitsandbytes from repacking it."""
+    from quantkit.backends import bitsandbytes
+
+    return bitsandbytes.prepare_for_training(model)
+
+
+@hookimpl
+def post_train_merge(model: Any) -> Any:
+    """Fold the adapters into the dequantized base; the result is float32."""
+    from quantkit.merging import fold_adapters
+
+    return fold_adapters(model)

@@ -1,0 +1,155 @@
+"""How are bitsandbytes layers loaded, kept as they were loaded, and turned back into dense ones?
+
+What INT8, BNB4BIT and QLORA share. Two things differ from the libraries' own ways, each for a measured reason:
+
+* **The CPU fast path stays off.** On CPUs with AVX512-BF16, the first forward pass in eval mode without gradients repacks a
+  4-bit weight in place (`Linear4bit.forward`). Training afterwards leaves half of the LoRA matrices without gradient, and
+  PEFT's merge destroys the model. bitsandbytes can unpack again, but packing rounds the scales to bfloat16, after which
+  SmolLM2's weights are off by 0.3 % (relative norm); so nothing is unpacked: repacked weights are refused.
+* **Dequantizing repeats the forward pass**: 4-bit weights in the layer's compute data type, bit for bit (bitsandbytes'
+  `dequantize_4bit` uses the data type the model was loaded in instead); LLM.int8 codes times scale/127 in float32.
+
+LLM.int8 quantizes activations at run time: on CUDA always, on CPU in eval mode only (in training mode 0.50 multiplies
+with dequantized weights). Preparing for training freezes the base and changes no data type: PEFT's
+`prepare_model_for_kbit_training` would turn head and embeddings into float32, which is no longer what the spec says.
+"""
+
+import logging
+from typing import Any
+
+from quantkit.backends import LayerFacts, dtype_name
+from quantkit.errors import VerificationError
+from quantkit.plan import QuantizationPlan
+from quantkit.spec import DENSE_BITS
+
+BLOCK = 64
+"""Weights that share one 4-bit scale; transformers offers no other number, so specs count it as no choice."""
+NOISE = ("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be cast")
+"""Log lines about nothing the user can act on: an optional kernel package, and a cast that LLM.int8 always does."""
+
+
+def load_kwargs_4bit(plan: QuantizationPlan) -> dict[str, Any]:
+    """Return the `quantization_config` that loads a base in the plan's 4-bit grid; the head is left out by transformers."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    quiet()
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=plan.spec.weights_dtype,
+            bnb_4bit_use_double_quant=plan.spec.double_quant,
+            bnb_4bit_compute_dtype=getattr(torch, plan.compute_dtype),
+        )
+    }
+
+
+def load_kwargs_8bit(plan: QuantizationPlan) -> dict[str, Any]:
+    """Return the `quantization_config` that loads a base as LLM.int8 with the plan's outlier threshold."""
+    from transformers import BitsAndBytesConfig
+
+    quiet()
+    return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=plan.options["llm_int8_threshold"])}
+
+
+def prepare_for_training(model: Any) -> Any:
+    """Freeze the base and make sure its weights stay as they were loaded; data types are left alone."""
+    keep_layout(model)
+    model.requires_grad_(False)
+    return model
+
+
+def keep_layout(model: Any) -> None:
+    """Switch off the CPU fast path of every 4-bit layer.
+
+    Raises:
+        VerificationError: a layer has been repacked already.
+    """
+    quiet()
+    for name, module in model.named_modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            _refuse_repacked(module, name)
+            module.support_avx512bf16_for_cpu = False
+
+
+def layer_facts(module: Any) -> LayerFacts:
+    """Return what a `Linear4bit` or `Linear8bitLt` holds; one that was never quantized is measured as dense."""
+    weight = module.weight
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        return LayerFacts(
+            weights_bits=4,
+            weights_dtype=state.quant_type,
+            format="bitsandbytes",
+            group_size=None if state.blocksize == BLOCK else state.blocksize,
+            double_quant=bool(state.nested),
+        )
+    name = dtype_name(weight.dtype)
+    if name == "int8" and hasattr(module, "state"):
+        return LayerFacts(weights_bits=8, weights_dtype="int8", format="bitsandbytes", symmetric=True, activations_bits=8)
+    if name in DENSE_BITS:
+        return LayerFacts(weights_bits=DENSE_BITS[name], weights_dtype=name)
+    raise VerificationError(f"a bitsandbytes {type(module).__name__} holds {name} without quantization state; load it again")
+
+
+def dense_weight(module: Any) -> Any:
+    """Return a layer's weight as its forward pass uses it, as a float32 tensor of shape [out, in].
+
+    Raises:
+        VerificationError: the weight has been repacked for the CPU fast path.
+    """
+    import copy
+
+    import torch
+    from bitsandbytes import functional
+
+    _refuse_repacked(module, type(module).__name__)
+    weight = module.weight
+    if layer_facts(module).format == "dense":
+        return weight.detach().to(torch.float32)
+    if getattr(weight, "quant_state", None) is not None:
+        state = copy.copy(weight.quant_state)
+        state.dtype = module.compute_dtype or state.dtype
+        return functional.dequantize_4bit(weight.data, state).to(torch.float32)
+    codes = module.state.CB if module.state.CB is not None else weight.data
+    scales = module.state.SCB if module.state.SCB is not None else weight.SCB
+    return codes.to(torch.float32).mul_(scales.unsqueeze(1).mul(1.0 / 127.0))
+
+
+def dense_layer(module: Any) -> Any:
+    """Return the float32 `nn.Linear` (`Conv1D` where the model had one) that computes with the same weights."""
+    import torch
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    weight = dense_weight(module)
+    if getattr(module, "source_cls", None) is Conv1D:
+        dense: Any = Conv1D(weight.shape[0], weight.shape[1])  # type: ignore[misc]
+        weight = weight.T.contiguous()
+        bias = torch.zeros_like(dense.bias) if module.bias is None else module.bias
+    else:
+        dense = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None, device="meta")
+        bias = module.bias
+    dense.weight = nn.Parameter(weight, requires_grad=False)
+    dense.bias = None if bias is None else nn.Parameter(bias.detach().to(torch.float32), requires_grad=False)
+    return dense
+
+
+def quiet() -> None:
+    """Drop the log lines of `NOISE`."""
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).addFilter(_without_noise)
+
+
+def _without_noise(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(NOISE)
+
+
+def _refuse_repacked(module: Any, name: str) -> None:
+    state = getattr(module.weight, "quant_state", None)
+    if getattr(state, "packing_format_for_cpu", False):
+        raise VerificationError(
+            f"{name}: bitsandbytes has repacked its 4-bit weights for fast CPU inference, which rounds their scales; adapters"
+            " can neither be trained on nor merged into them. Load the model again with quantkit.modeling.load_base, which"
+            " switches the repacking off"
+        )

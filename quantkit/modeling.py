@@ -1,0 +1,275 @@
+"""How does a model come into memory, and is it then what it was said to be?
+
+Everything that loads goes through here: the path is looked at before transformers sees it, so that mistakes are one line;
+weights are read from safetensors only; a weight the checkpoint lacks is an error; and the loaded model is measured against
+the spec. `AutoModelForCausalLM.from_pretrained` alone initializes missing weights at random and mentions it in a log line.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from quantkit.adapters import (
+    adapter_gradient_faults,
+    attach_adapter,
+    check_adapter_tensors,
+    recommend_rank,
+    resolve_targets,
+)
+from quantkit.errors import UsageError, VerificationError
+from quantkit.layers import linear_layers
+from quantkit.measure import MEASURED, check_model, loaded_spec
+from quantkit.methods import Methods
+from quantkit.plan import QuantizationPlan
+from quantkit.spec import DENSE_BITS, QuantizationSpec
+
+__all__ = [
+    "ModelSource",
+    "adapter_gradient_faults",
+    "attach_adapter",
+    "linear_layers",
+    "load_base",
+    "load_source",
+    "load_tokenizer",
+    "recommend_rank",
+    "resolve_compute_dtype",
+    "resolve_device",
+    "resolve_targets",
+]
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """What to load: a model as it is stored, a base that is quantized while loading, or an adapter on such a base."""
+
+    path: str
+    """Folder or hub id of the model or adapter."""
+    kind: Literal["model", "adapter"] = "model"
+    base: str | None = None
+    """For an adapter: folder or hub id of its base."""
+    revision: str | None = None
+    """Commit, tag or branch; for an adapter, that of its base."""
+    plan: QuantizationPlan | None = None
+    """Recipe by which the base is quantized while loading; None: the weights are read as they are stored."""
+    spec: QuantizationSpec
+    """What the loaded weights (an adapter's base) must measure as."""
+
+
+def resolve_device(device: str) -> str:
+    """Return the device to use: `auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UsageError: a CUDA device was asked for that is not there, or the name means nothing to torch.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"device is {device!r}; use auto, cpu, cuda or cuda:N") from None
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device is {device!r} but torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu")
+    return device
+
+
+def resolve_compute_dtype(compute_dtype: str, device: str) -> str:
+    """Return the data type to compute in: `auto` is bfloat16 where the device has it, else float16 (CUDA) or float32 (CPU).
+
+    Raises:
+        UsageError: the name is no dense data type.
+    """
+    import torch
+
+    if compute_dtype != "auto":
+        if compute_dtype not in DENSE_BITS:
+            raise UsageError(f"compute_dtype is {compute_dtype!r}; use auto, {', '.join(DENSE_BITS)}")
+        return compute_dtype
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+
+
+def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer of a folder or hub id.
+
+    Raises:
+        UsageError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    _refuse_missing_folder(path)
+    with _one_line(path, "tokenizer"):
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_base(
+    path: str,
+    *,
+    plan: QuantizationPlan,
+    methods: Methods,
+    device: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    calibration: Any = None,
+) -> Any:
+    """Return the base of a run as its plan wants it: loaded, quantized and measured; in eval mode.
+
+    Raises:
+        UsageError: the folder or hub id holds no loadable model, or the method wants calibration data and has none.
+        VerificationError: weights are missing, or the model in memory is not what the plan's spec says.
+    """
+    if methods.info(plan.method).calibration == "required" and calibration is None:
+        raise UsageError(f"{plan.method} quantizes with calibration data; none was given")
+    extra = methods.load_kwargs(plan)
+    model = _load(path, dtype=plan.compute_dtype, device=device, revision=revision, trust=trust_remote_code, extra=extra)
+    model = methods.quantize_model(plan, model, calibration)
+    return _settled(model, loaded_spec(plan), path)
+
+
+def load_source(source: ModelSource, methods: Methods, *, device: str, trust_remote_code: bool = False) -> Any:
+    """Return what a `ModelSource` describes: an adapter comes on exactly the base it was trained on, as a `PeftModel`.
+
+    Raises:
+        UsageError: a folder or hub id holds no loadable model or adapter.
+        VerificationError: the loaded weights are not what the spec says, or the adapter does not fit.
+    """
+    path = source.path if source.kind == "model" else source.base
+    if path is None:
+        raise UsageError(f"{source.path}: the adapter names no base model; pass the base it was trained on")
+    if source.plan is not None:
+        _refuse_contradiction(source.plan.spec, source)
+        model = load_base(
+            path,
+            plan=source.plan,
+            methods=methods,
+            device=device,
+            revision=source.revision,
+            trust_remote_code=trust_remote_code,
+        )
+    else:
+        dtype = source.spec.lm_head_dtype if source.kind == "adapter" else "auto"
+        model = _load(path, dtype=dtype, device=device, revision=source.revision, trust=trust_remote_code, extra={})
+        model = _settled(model, source.spec, path)
+    return model if source.kind == "model" else _with_adapter(model, source.path)
+
+
+def _load(path: str, *, dtype: str, device: str, revision: str | None, trust: bool, extra: dict[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    _refuse_missing_folder(path)
+    _refuse_unreadable(Path(path))
+    with _one_line(path, "model"):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=revision,
+            trust_remote_code=trust,
+            dtype=dtype,
+            device_map={"": device},
+            use_safetensors=True,
+            output_loading_info=True,
+            **extra,
+        )
+    lacking = sorted([*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])])
+    if lacking:
+        raise VerificationError(
+            f"{path}: {len(lacking)} weights of the model are missing from the checkpoint or have another shape, e.g."
+            f" {lacking[0]}; transformers would start them at random"
+        )
+    return model
+
+
+def _settled(model: Any, spec: QuantizationSpec, path: str) -> Any:
+    from quantkit.backends import keep_layout
+
+    keep_layout(model)
+    try:
+        check_model(model, spec)
+    except VerificationError as error:
+        raise VerificationError(f"{path}: {error}") from None
+    return model.eval()
+
+
+def _refuse_contradiction(recipe: QuantizationSpec, source: ModelSource) -> None:
+    for name in MEASURED:
+        if getattr(recipe, name) != getattr(source.spec, name):
+            raise VerificationError(
+                f"{source.path}: its recipe says {name} {getattr(recipe, name)!r}, its metadata {getattr(source.spec, name)!r}"
+            )
+
+
+def _with_adapter(model: Any, path: str) -> Any:
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    _refuse_missing_folder(path)
+    folder = Path(path)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        with _one_line(path, "adapter"):
+            folder = Path(snapshot_download(path, allow_patterns=["adapter_config.json", "adapter_model.safetensors"]))
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file() or not (folder / "adapter_config.json").is_file():
+        raise UsageError(f"{path}: not an adapter folder; adapter_config.json and adapter_model.safetensors are needed")
+    with _one_line(path, "adapter"):
+        stored = load_file(weights)
+        model = PeftModel.from_pretrained(model, folder, is_trainable=False, autocast_adapter_dtype=True)
+    check_adapter_tensors(stored, set(get_peft_model_state_dict(model)), where=path)
+    return model.eval()
+
+
+def _refuse_missing_folder(path: str) -> None:
+    if Path(path).expanduser().is_dir():
+        return
+    if Path(path).is_file():
+        raise UsageError(f"{path}: a file; a model is a folder with config.json, or a hub id")
+    if path.startswith(("/", "./", "../", "~", ".\\")) or path.count("/") > 1 or "\\" in path or path.endswith("/"):
+        raise UsageError(f"{path}: no such folder; it looks like a local path, so it was not looked for on the hub")
+
+
+def _refuse_unreadable(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").is_file():
+        what = "an adapter; load it on its base" if (folder / "adapter_config.json").is_file() else "not a model folder"
+        raise UsageError(f"{folder}: no config.json: {what}")
+    names = [item.name for item in folder.iterdir()]
+    if not any(name.endswith(".safetensors") for name in names):
+        pickles = sorted(name for name in names if name.endswith(PICKLES))
+        if pickles:
+            raise UsageError(
+                f"{folder}: weights are pickled ({pickles[0]}), which can run code when read; convert them to safetensors"
+            )
+        raise UsageError(f"{folder}: no *.safetensors weights in it")
+
+
+@contextmanager
+def _one_line(path: str, what: str) -> Iterator[None]:
+    """Turn the libraries' loading errors into one line, and keep their progress bars quiet."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, OSError) and not Path(path).exists():
+            raise UsageError(
+                f"{path}: no such folder, and the hub gave no {what} of this name ({_first_line(error)}); check the spelling,"
+                " the network and HF_HUB_OFFLINE"
+            ) from error
+        raise UsageError(f"{path}: the {what} cannot be loaded: {type(error).__name__}: {_first_line(error)}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
