@@ -13,6 +13,8 @@ from quantkit.evaluation.statistics import Score
 from quantkit.spec import read_fields
 
 SCHEMA_VERSION = 1
+MARKS = (("EMPTY", "empty_rate", True), ("LOOPS", "repetition_rate", True), ("NO STOP", "stop_rate", False))
+"""Mark, the rate it is read off, and whether a high rate is the bad one; half of the answers earn it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,16 @@ class TaskResult:
         """Return the score of the task's own metric."""
         return self.scores[self.metric]
 
+    @property
+    def marks(self) -> list[str]:
+        """Return what must be said beside the score: FLOOR, or that most answers are empty, loop or never stop."""
+        marks = ["FLOOR"] if self.main.is_floor else []
+        for mark, rate, bad_when_high in MARKS:
+            value = self.scores[rate].value
+            if (value if bad_when_high else 1 - value) >= 0.5:
+                marks.append(mark)
+        return marks
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; `from_dict` is its inverse."""
         return {
@@ -74,6 +86,7 @@ class TaskResult:
             "settings": dict(self.settings),
             "scores": {name: score.to_dict() for name, score in self.scores.items()},
             "cost": asdict(self.cost),
+            "marks": self.marks,
             "rows": [asdict(row) for row in self.rows],
         }
 
@@ -82,12 +95,44 @@ class TaskResult:
         """Read a result back; raises `UsageError` for another schema, missing or unknown keys."""
         if data.get("schema_version") != SCHEMA_VERSION:
             raise UsageError(f"result: schema_version is {data.get('schema_version')!r}; this quantkit reads {SCHEMA_VERSION}")
-        plain = {key: value for key, value in data.items() if key not in ("schema_version", "scores")}
+        plain = {key: value for key, value in data.items() if key not in ("schema_version", "scores", "marks")}
         scores = data.get("scores")
         if not isinstance(scores, Mapping):
             raise UsageError("result: scores is missing or no object")
         result = read_fields(cls, plain | {"scores": {}}, where="result")
         object.__setattr__(result, "scores", {str(name): Score.from_dict(score) for name, score in scores.items()})
-        if result.metric not in result.scores:
-            raise UsageError(f"result: metric is {result.metric!r} but scores has {', '.join(result.scores) or 'nothing'}")
+        for name in (result.metric, *(rate for _, rate, _ in MARKS)):
+            if name not in result.scores:
+                raise UsageError(f"result: scores has no {name!r}; it has {', '.join(result.scores) or 'nothing'}")
         return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactResult:
+    """What was found and measured for one path."""
+
+    path: str
+    name: str
+    artifact: str
+    """Hash of the content the numbers belong to."""
+    kind: str
+    """`model` or `adapter`."""
+    quantization: dict[str, Any]
+    """What the weights were measured to be after loading."""
+    evidence: list[str]
+    """What the method was read off."""
+    memory: dict[str, Any]
+    """Peaks of every stage, `load` first (`quantkit.memory.MemoryLog`)."""
+    results: list[TaskResult]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data; `from_dict` is its inverse."""
+        plain = {key: getattr(self, key) for key in ("path", "name", "artifact", "kind", "quantization", "evidence", "memory")}
+        return plain | {"results": [result.to_dict() for result in self.results]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read it back; raises `UsageError` for missing or unknown keys."""
+        artifact = read_fields(cls, {**data, "results": []}, where="evaluation")
+        object.__setattr__(artifact, "results", [TaskResult.from_dict(item) for item in data.get("results", ())])
+        return artifact
