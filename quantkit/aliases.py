@@ -13,7 +13,6 @@ from typing import Any
 
 from quantkit.config import RunConfig
 from quantkit.errors import PluginError, UsageError, did_you_mean
-from quantkit.options import check_value
 from quantkit.spec import QuantMethod
 
 RENAMED = {
@@ -109,8 +108,7 @@ def _installed() -> Any:
 
 def _options(flat: Given, nested: Mapping[str, Any], method: str, methods: Any) -> dict[str, Any]:
     """Return the method's options, converted; every other name is an error that says whose option it is, if anybody's."""
-    options = methods.info(method).options
-    own = [item.name for item in fields(options)]
+    own = [item.name for item in fields(methods.info(method).options)]
     if shared := SETTINGS.intersection(own):
         raise PluginError(f"{methods.source(method)}: the options {', '.join(sorted(shared))} have the names of run settings")
     values: dict[str, Any] = {}
@@ -118,14 +116,15 @@ def _options(flat: Given, nested: Mapping[str, Any], method: str, methods: Any) 
         if name in nested and nested[name] != value:
             raise UsageError(f"{spelling}={value!r} and method_options.{name}={nested[name]!r} contradict each other; keep one")
         if name in own:
-            values[name] = check_value(options, name, value, where=f"options of {method}")
+            values[name] = value
         elif method != QuantMethod.QLORA or NF4_RECIPE.get(name) != value:
             owners = [other for other in methods.names if name in {item.name for item in fields(methods.info(other).options)}]
             if owners:
                 raise UsageError(f"{spelling}={value!r} is no option of {method} but of {', '.join(owners)}")
             known = [*SETTINGS, *RENAMED, *TRANSLATED, *own]
             raise UsageError(f"{spelling!r} is no setting and no option of {method}.{did_you_mean(name, known)}")
-    return values
+    checked = methods.options(method, values)
+    return {name: getattr(checked, name) for name in values}
 
 
 def _apply_dora(given: Given) -> None:
@@ -193,8 +192,8 @@ def with_choices(values: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[
     >>> with_choices({"base_model": "m", "quant_bits": 4, "lora_r": 8}, {"quant_method": "INT8", "lora_rank": 16})
     {'base_model': 'm', 'quant_method': 'INT8', 'lora_rank': 16}
     """
-    nested = values.get("method_options")
-    values = {**values, **nested} if isinstance(nested, Mapping) else dict(values)
+    if isinstance(nested := values.get("method_options"), Mapping):
+        values = {key: value for key, value in values.items() if key != "method_options"} | dict(nested)
     decided = {decides(key) for key in choices}
     new_method = "quant_method" in decided and not _names_method(values, choices)
 

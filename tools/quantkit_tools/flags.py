@@ -68,8 +68,10 @@ def parse_train_flags(arguments: list[str], *, methods: Methods | None = None) -
     if path is not None:
         runs = read_run_values(path)
         run_name = choose_run(path, runs, command["run"])
-        values = runs[run_name]
-        where = place(path, run_name, runs) + (", with the flags given" if flags else "")
+        values, where = runs[run_name], place(path, run_name, runs)
+        alone = with_choices(values, {"model_name_or_path": "named by a flag or in the file"})
+        RunConfig.from_mapping(alone, where=where, methods=methods)
+        where += ", with the flags given" if flags else ""
     elif command["run"] is not None:
         raise UsageError("--run chooses a run of a file; name the file with --config FILE")
     choices = {name.removeprefix("--"): value for name, value in flags.items()}
