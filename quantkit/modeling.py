@@ -103,8 +103,8 @@ def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code:
     """
     from transformers import AutoTokenizer
 
-    _refuse_missing_folder(path)
-    with _one_line(path, "tokenizer"):
+    refuse_missing_folder(path)
+    with one_line(path, "tokenizer"):
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
 
 
@@ -162,9 +162,9 @@ def load_source(source: ModelSource, methods: Methods, *, device: str, trust_rem
 def _load(path: str, *, dtype: str, device: str, revision: str | None, trust: bool, extra: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
-    _refuse_missing_folder(path)
+    refuse_missing_folder(path)
     _refuse_unreadable(Path(path))
-    with _one_line(path, "model"):
+    with one_line(path, "model"):
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
@@ -207,24 +207,25 @@ def _with_adapter(model: Any, path: str) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    _refuse_missing_folder(path)
+    refuse_missing_folder(path)
     folder = Path(path)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        with _one_line(path, "adapter"):
+        with one_line(path, "adapter"):
             folder = Path(snapshot_download(path, allow_patterns=["adapter_config.json", "adapter_model.safetensors"]))
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file() or not (folder / "adapter_config.json").is_file():
         raise UsageError(f"{path}: not an adapter folder; adapter_config.json and adapter_model.safetensors are needed")
-    with _one_line(path, "adapter"):
+    with one_line(path, "adapter"):
         stored = load_file(weights)
         model = PeftModel.from_pretrained(model, folder, is_trainable=False, autocast_adapter_dtype=True)
     check_adapter_tensors(stored, set(get_peft_model_state_dict(model)), where=path)
     return model.eval()
 
 
-def _refuse_missing_folder(path: str) -> None:
+def refuse_missing_folder(path: str) -> None:
+    """Refuse what is meant as a local folder and is none; hub ids pass."""
     if Path(path).expanduser().is_dir():
         return
     if Path(path).is_file():
@@ -250,7 +251,7 @@ def _refuse_unreadable(folder: Path) -> None:
 
 
 @contextmanager
-def _one_line(path: str, what: str) -> Iterator[None]:
+def one_line(path: str, what: str) -> Iterator[None]:
     """Turn the libraries' loading errors into one line, and keep their progress bars quiet."""
     from safetensors import SafetensorError
     from transformers.utils import logging

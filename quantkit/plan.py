@@ -107,8 +107,15 @@ class PlanContext:
     dense_dtype: str = "bfloat16"
     """Data type in which whatever is not quantized is stored: head, embeddings, norms. What the spec's `lm_head_dtype` says,
     however wide the copy is that a CPU computes with."""
+    lm_head_dtype: str | None = None
+    """Data type in which the output head is stored, where it was asked for; None: `dense_dtype`."""
     model_config: Mapping[str, Any] = field(default_factory=dict)
     """The base's `config.json`, as far as it is known."""
+
+    @property
+    def head_dtype(self) -> str:
+        """Return the data type in which the output head is stored."""
+        return self.lm_head_dtype or self.dense_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,7 +46,7 @@ def build_quantization_plan(options: Bnb4BitOptions, context: PlanContext) -> Qu
             weights_dtype=options.quant_type,
             format="bitsandbytes",
             double_quant=options.double_quant,
-            lm_head_dtype=context.dense_dtype,
+            lm_head_dtype=context.head_dtype,
             tags=tags,
         ),
         adapter=context.adapter,

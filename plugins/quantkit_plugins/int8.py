@@ -58,7 +58,7 @@ def build_quantization_plan(options: Int8Options, context: PlanContext) -> Quant
             format="bitsandbytes",
             symmetric=True,
             activations_bits=8,
-            lm_head_dtype=context.dense_dtype,
+            lm_head_dtype=context.head_dtype,
         ),
         adapter=context.adapter,
         options=asdict(options),

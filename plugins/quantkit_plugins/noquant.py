@@ -32,7 +32,7 @@ def build_quantization_plan(context: PlanContext) -> QuantizationPlan:
     return QuantizationPlan(
         method=QuantMethod.NO_QUANT,
         stage=context.stage,
-        spec=QuantizationSpec.dense(context.dense_dtype),
+        spec=QuantizationSpec.dense(context.dense_dtype, lm_head_dtype=context.head_dtype),
         adapter=context.adapter,
         compute_dtype=context.compute_dtype,
     )

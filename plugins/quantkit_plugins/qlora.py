@@ -45,7 +45,7 @@ def build_quantization_plan(context: PlanContext) -> QuantizationPlan:
             weights_dtype="nf4",
             format="bitsandbytes",
             double_quant=True,
-            lm_head_dtype=context.dense_dtype,
+            lm_head_dtype=context.head_dtype,
         ),
         adapter=adapter,
         compute_dtype=context.compute_dtype,
