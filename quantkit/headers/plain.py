@@ -1,0 +1,79 @@
+"""How is JSON from strangers read? As an object of bounded size and depth with finite numbers, or not at all.
+
+`json.loads` alone accepts `NaN`, nesting up to the interpreter's stack and any top-level type, and the first code that
+walks the result fails far from the cause.
+"""
+
+import math
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from quantkit.errors import UsageError
+from quantkit.files import read_json
+
+MAX_DEPTH = 64
+MAX_JSON_BYTES = 32 * 1024 * 1024
+
+
+def read_object(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Return the JSON object of a file.
+
+    Raises:
+        UsageError: it is no readable JSON, no object, nested deeper than 64 levels, or holds NaN or an infinity.
+    """
+    data = read_json(path, max_bytes=max_bytes)
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: the JSON is {_kind(data)}; an object was expected")
+    require_plain(data, where=str(path))
+    return data
+
+
+def require_plain(data: Any, *, where: str) -> None:
+    """Check that JSON data is nested at most 64 levels deep and that its numbers are finite and below 1e300.
+
+    Raises:
+        UsageError: names `where` and what was found.
+    """
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        deeper: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                deeper.extend(value.values())
+            elif isinstance(value, list):
+                deeper.extend(value)
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{where}: holds the number {value}, which JSON has not")
+            elif isinstance(value, int) and abs(value) > 10**300:
+                raise UsageError(f"{where}: holds a number of more than 300 digits")
+        if not deeper:
+            return
+        level = deeper
+    raise UsageError(f"{where}: nested deeper than {MAX_DEPTH} levels")
+
+
+def file_inside(folder: Path, name: str, *, where: str) -> Path:
+    """Return the real path of the file `name` of a folder.
+
+    A snapshot of the Hugging Face cache links its files to the `blobs` beside it; those count as inside.
+
+    Raises:
+        UsageError: the name is absolute, climbs out with `..`, or its real path lies outside the folder.
+    """
+    parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
+    absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or PureWindowsPath(name).root
+    if not name or absolute or ".." in parts or "\\" in name or not name.isprintable():
+        raise UsageError(f"{where}: the file name {name!r} points outside the folder; plain relative names are allowed")
+    root = folder.resolve()
+    target = (root / name).resolve()
+    allowed = [root]
+    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+        allowed.append(root.parent.parent / "blobs")
+    if not any(target.is_relative_to(place) for place in allowed):
+        raise UsageError(f"{where}: {name!r} leads to {target}, outside {root}")
+    return target
+
+
+def _kind(data: Any) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(data), "null")

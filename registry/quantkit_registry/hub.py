@@ -1,0 +1,63 @@
+"""How is a hub id described without loading the model? By its small files, fetched through `huggingface_hub`.
+
+Only JSON is fetched here; weights are looked at when they lie in the local cache already.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import UsageError
+
+SMALL_FILES = (
+    "config.json",
+    "adapter_config.json",
+    "quantization_metadata.json",
+    "training_metadata.json",
+    "quantize_config.json",
+    "quant_config.json",
+)
+HUB_ID = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text can be a hub id: `name` or `owner/name`, and no path.
+
+    >>> is_hub_id("Qwen/Qwen3-0.6B"), is_hub_id("../x"), is_hub_id("a/b/c")
+    (True, False, False)
+    """
+    return bool(HUB_ID.fullmatch(text)) and ".." not in text and "--" not in text
+
+
+def describe_hub_id(repo_id: str, revision: str | None = None) -> Path:
+    """Fetch the small files of a hub id and return the snapshot's folder; its name is the commit.
+
+    Raises:
+        UsageError: no such id, no network and not in the cache, or no access; one line.
+    """
+    return _snapshot(repo_id, revision, allow_patterns=list(SMALL_FILES))
+
+
+def cached_folder(repo_id: str, revision: str | None = None) -> Path:
+    """Return the snapshot's folder of a hub id that lies in the local cache; nothing is fetched.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    return _snapshot(repo_id, revision, local_files_only=True)
+
+
+def _snapshot(repo_id: str, revision: str | None, **how: Any) -> Path:
+    if not is_hub_id(repo_id):
+        raise UsageError(f"{repo_id}: no such file or folder, and no hub id (owner/name) either")
+    import huggingface_hub
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+    try:
+        disable_progress_bars()
+        return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, **how))
+    except Exception as error:  # the hub client raises its own, requests' and the system's errors
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UsageError(f"{repo_id}: no such folder here, and the hub gives no answer: {type(error).__name__}: {reason}") from None
+    finally:
+        enable_progress_bars()
