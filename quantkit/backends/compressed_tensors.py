@@ -56,7 +56,7 @@ class PackedLinear(nn.Linear):
                 tensors["weight_zero_point"] = quantized.zero_point
         for name, tensor in tensors.items():
             self.register_parameter(name, nn.Parameter(tensor.to(quantized.codes.device), requires_grad=False))
-        self.bias = bias
+        self.register_parameter("bias", bias)
         self.facts = LayerFacts(
             format="compressed-tensors",
             weights_bits=quantized.bits,
@@ -196,7 +196,8 @@ def dense_layer(layer: PackedLinear) -> nn.Linear:
     """Return an ordinary float32 linear layer with the weights that this one computes with."""
     linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     linear.weight = nn.Parameter(layer.quantized().dequantize().float(), requires_grad=False)
-    linear.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().float(), requires_grad=False)  # type: ignore[assignment]
+    bias: nn.Parameter | None = layer.bias
+    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().float(), requires_grad=False))
     return linear
 
 

@@ -1,0 +1,180 @@
+"""How do 4-bit codebooks such as NF4 hold a weight, and how do codes of our own get into a bitsandbytes layer?
+
+A block of 64 neighbouring weights shares one number, absmax; each weight is code_book[q]·absmax. NF4's 16 values are
+quantiles of a normal distribution (QLoRA, arXiv:2305.14314, section 3), FP4's are a 1-2-1 floating point. Everything here
+equals bitsandbytes bit for bit, except that absmax may be chosen: by error, or by a solver. Such a choice cannot be handed
+over as dense weights: a block whose absmax no weight attains would get another one. Codes and absmax are packed directly.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from quantkit.errors import UsageError
+from quantkit.numerics.grids import Levels, ScaleSearch
+
+CodebookName = Literal["nf4", "fp4"]
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+FP4 = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
+"""Magnitudes of codes 0 to 7, in twelfths; codes 8 to 15 are their negatives."""
+
+
+@cache
+def codebook(name: CodebookName) -> Tensor:
+    """Return the 16 values, float32, in the order of their codes."""
+    if name == "nf4":
+        return torch.tensor(NF4)
+    if name == "fp4":
+        positive = torch.tensor(FP4) / 12
+        return torch.cat([positive, -positive])
+    raise UsageError(f"{name!r} is no codebook; known: nf4, fp4")
+
+
+@dataclass(frozen=True, slots=True)
+class CodebookWeight:
+    """A weight matrix in blocks of a codebook."""
+
+    codes: Tensor
+    """uint8 `[out, in]`, 0 … 15."""
+    absmax: Tensor
+    """float32 `[out, blocks]`."""
+    name: CodebookName
+    dtype: torch.dtype
+    """Data type of the weight that the layer computes with."""
+
+    def dequantize(self) -> Tensor:
+        """Return the weight `[out, in]` in `dtype`, as `bitsandbytes.functional.dequantize_4bit` does."""
+        rows, blocks = self.absmax.shape
+        values = codebook(self.name).to(self.codes.device)[self.codes.long()].reshape(rows, blocks, -1)
+        return (values * self.absmax.unsqueeze(-1)).reshape(rows, -1).to(self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class CodebookGrid:
+    """NF4 or FP4 in blocks along the rows; speaks as `UniformGrid` does, with absmax as the scale."""
+
+    name: CodebookName = "nf4"
+    block_size: int = 64
+    dtype: torch.dtype = torch.bfloat16
+    search: ScaleSearch = "minmax"
+    """`minmax`: absmax is the block's largest magnitude; `mse`: the one of least (weighted) squared error."""
+    signed: bool = True
+    """Whether an `mse` search may choose a negative absmax, which mirrors the codebook; double quantization of absmax
+    keeps far fewer digits when its signs are mixed, so choose False there."""
+
+    def block_columns(self, columns: int, layer: str = "this layer") -> int:
+        """Return the block size.
+
+        Raises:
+            UsageError: blocks would straddle rows, which a solver that works column by column cannot follow.
+        """
+        if columns % self.block_size:
+            raise UsageError(
+                f"blocks of {self.block_size} do not divide the {columns} input columns of {layer}; bitsandbytes lets them"
+                " straddle rows, error feedback cannot: put the layer on the ignore list"
+            )
+        return self.block_size
+
+    def fit(self, groups: Tensor, importance: Tensor | None = None) -> Levels:
+        """Choose absmax of blocks `[..., size]`; `importance` weighs the squared errors of an `mse` search."""
+        values = groups.float()
+        best = Levels(values.abs().amax(-1), None)
+        if self.search == "minmax":
+            return best
+        extreme = values.gather(-1, values.abs().argmax(-1, keepdim=True)).squeeze(-1)
+        least = self._error(values, best, importance)
+        for shrink in (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7):
+            for scale in (extreme * shrink, extreme * -shrink) if self.signed else (extreme.abs() * shrink,):
+                error = self._error(values, Levels(scale, None), importance)
+                better = error < least
+                least = torch.where(better, error, least)
+                best = Levels(torch.where(better, scale, best.scale), None)
+        return best
+
+    def encode(self, values: Tensor, levels: Levels) -> Tensor:
+        """Return the nearest codes; absmax broadcasts against the values, the arithmetic is bitsandbytes'."""
+        bounds, order = _bounds(self.name)
+        scale = levels.scale
+        inverse = 1.0 / torch.where(scale.abs() < 1e-38, torch.full_like(scale, 1e-38), scale)
+        codes = torch.bucketize((values * inverse).clamp_(-1, 1), bounds.to(values.device))
+        return codes if order is None else order.to(values.device)[codes]
+
+    def decode(self, codes: Tensor, levels: Levels) -> Tensor:
+        """Return the float32 values of codes, rounded as the layer's weights are."""
+        return (codebook(self.name).to(codes.device)[codes] * levels.scale).to(self.dtype).float()
+
+    def assemble(self, codes: Tensor, levels: Levels) -> CodebookWeight:
+        """Return codes `[out, in]` and absmax `[out, blocks]` as a weight."""
+        return CodebookWeight(codes.to(torch.uint8), levels.scale.float(), self.name, self.dtype)
+
+    def _error(self, values: Tensor, levels: Levels, importance: Tensor | None) -> Tensor:
+        spread = levels.spread()
+        square = (self.decode(self.encode(values, spread), spread) - values).square_()
+        return (square if importance is None else square * importance).sum(-1)
+
+
+def quantize_codebook(
+    weight: Tensor, grid: CodebookGrid, *, importance: Tensor | None = None, layer: str = "this layer"
+) -> CodebookWeight:
+    """Round a weight `[out, in]` to the nearest code of each block; `importance` `[in]` weighs columns in an `mse` search."""
+    size = grid.block_columns(weight.shape[1], layer)
+    groups = weight.float().reshape(weight.shape[0], -1, size)
+    levels = grid.fit(groups, None if importance is None else importance.reshape(-1, size))
+    return grid.assemble(grid.encode(groups, levels.spread()).flatten(1), levels)
+
+
+def double_quantize(absmax: Tensor) -> tuple[Tensor, Any]:
+    """Return absmax as it reads after double quantization, and what bitsandbytes stores: (codes, offset, state).
+
+    absmax minus its mean goes to 8-bit dynamic codes in blocks of 256 (QLoRA, section 3).
+    """
+    from bitsandbytes.functional import dequantize_blockwise, quantize_blockwise
+
+    offset = absmax.mean()
+    codes, state = quantize_blockwise(absmax.flatten() - offset, blocksize=256)
+    restored: Tensor = (dequantize_blockwise(codes, state) + offset).reshape(absmax.shape)
+    return restored, (codes, offset, state)
+
+
+def params_4bit(weight: CodebookWeight, *, double_quant: bool) -> Any:
+    """Return a quantized `bitsandbytes.nn.Params4bit` that holds exactly these codes and this absmax.
+
+    With `double_quant`, absmax is rounded once more; give a weight whose absmax came out of `double_quantize` and whose
+    codes were chosen for it, where that matters.
+    """
+    from bitsandbytes.functional import QuantState
+    from bitsandbytes.nn import Params4bit
+
+    flat = weight.codes.flatten()
+    packed = (flat[::2] << 4 | flat[1::2]).unsqueeze(1)
+    block_size = weight.codes.shape[1] // weight.absmax.shape[1]
+    values = codebook(weight.name).to(flat.device, copy=True)
+    settings = {"shape": weight.codes.shape, "code": values, "blocksize": block_size, "quant_type": weight.name}
+    if double_quant:
+        _, (codes, offset, nested) = double_quantize(weight.absmax)
+        state = QuantState(absmax=codes, offset=offset, state2=nested, dtype=weight.dtype, **settings)
+    else:
+        state = QuantState(absmax=weight.absmax.flatten().contiguous(), dtype=weight.dtype, **settings)
+    return Params4bit(
+        packed,
+        quant_state=state,
+        blocksize=block_size,
+        compress_statistics=double_quant,
+        quant_type=weight.name,
+        bnb_quantized=True,
+    )
+
+
+@cache
+def _bounds(name: CodebookName) -> tuple[Tensor, Tensor | None]:
+    values = codebook(name)
+    order = torch.argsort(values)
+    ordered = values[order]
+    return (ordered[:-1] + ordered[1:]) / 2, None if name == "nf4" else order
