@@ -5,6 +5,7 @@ suggestions. PEFT only complains when nothing at all matched, and skips the rest
 """
 
 import re
+import warnings
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -103,7 +104,8 @@ def attach_adapter(model: Any, adapter: AdapterPlan, seed: int) -> Any:
             use_dora=adapter.kind == "DoRa",
             use_rslora=adapter.use_rslora,
         )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT asks by the old name
         torch.manual_seed(seed)
         return get_peft_model(model, config, autocast_adapter_dtype=True)
 

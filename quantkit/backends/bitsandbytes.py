@@ -1,11 +1,13 @@
 """How are bitsandbytes layers loaded, kept as they were loaded, and turned back into dense ones?
 
-What INT8, BNB4BIT and QLORA share. Two things differ from the libraries' own ways, each for a measured reason:
+What INT8, BNB4BIT and QLORA share. Three things differ from the libraries' own ways, each for a measured reason:
 
 * **The CPU fast path stays off.** On CPUs with AVX512-BF16, the first forward pass in eval mode without gradients repacks a
   4-bit weight in place (`Linear4bit.forward`). Training afterwards leaves half of the LoRA matrices without gradient, and
   PEFT's merge destroys the model. bitsandbytes can unpack again, but packing rounds the scales to bfloat16, after which
   SmolLM2's weights are off by 0.3 % (relative norm); so nothing is unpacked: repacked weights are refused.
+* **LLM.int8 layers keep their scales.** DoRA in PEFT 0.21 replaces an int8 weight by a copy without scales whenever it looks
+  at it on the CPU, and the next forward pass fails; the scales are put back before each pass.
 * **Dequantizing repeats the forward pass**: 4-bit weights in the layer's compute data type, bit for bit (bitsandbytes'
   `dequantize_4bit` uses the data type the model was loaded in instead); LLM.int8 codes times scale/127 in float32.
 
@@ -60,7 +62,7 @@ def prepare_for_training(model: Any) -> Any:
 
 
 def keep_layout(model: Any) -> None:
-    """Switch off the CPU fast path of every 4-bit layer.
+    """Switch off the CPU fast path of every 4-bit layer and guard the scales of every LLM.int8 layer.
 
     Raises:
         VerificationError: a layer has been repacked already.
@@ -70,6 +72,8 @@ def keep_layout(model: Any) -> None:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             _refuse_repacked(module, name)
             module.support_avx512bf16_for_cpu = False
+        elif hasattr(module, "init_8bit_state") and _restore_scales not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_restore_scales)
 
 
 def layer_facts(module: Any) -> LayerFacts:
@@ -139,6 +143,11 @@ def quiet() -> None:
     """Drop the log lines of `NOISE`."""
     for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).addFilter(_without_noise)
+
+
+def _restore_scales(module: Any, _inputs: Any) -> None:
+    if module.weight.CB is not None and module.weight.SCB is None:
+        module.weight.SCB = module.state.SCB
 
 
 def _without_noise(record: logging.LogRecord) -> bool:
