@@ -1,0 +1,39 @@
+"""Do our own plugins keep the contract that we ask of others, and do their plans have names that can be read back?"""
+
+from typing import ClassVar
+
+from quantkit_registry.names import ArtifactName, format_name, parse_name
+
+from quantkit.methods import Methods
+from quantkit.plan import MethodInfo
+from quantkit.testing import MethodContract
+
+
+class NamedContract(MethodContract):
+    """The contract, and the one promise that quantkit's core cannot check: the registry's names are not its business."""
+
+    def test_the_name_of_its_artifacts_reads_back(self, methods: Methods, info: MethodInfo) -> None:
+        for stage in info.stages:
+            plan = self.plan(methods, stage)
+            name = ArtifactName.of(base="org/Tiny-Llama", dataset="openmath", adapter=plan.adapter, recipe=plan.spec)
+            assert parse_name(format_name(name)) == name
+            assert f"_{self.method}" in format_name(name)
+
+
+class TestNoQuant(NamedContract):
+    method = "NoQuant"
+
+
+class TestInt8(NamedContract):
+    method = "INT8"
+    merge_tolerance: ClassVar[float] = 0.15
+    """LLM.int8 quantizes activations while it runs, which a dense model cannot repeat."""
+
+
+class TestBnb4Bit(NamedContract):
+    method = "BNB4BIT"
+    options: ClassVar[dict[str, object]] = {"quant_type": "fp4"}
+
+
+class TestQlora(NamedContract):
+    method = "QLORA"
