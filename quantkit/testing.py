@@ -63,12 +63,12 @@ class MethodContract:
     merge_tolerance: ClassVar[float] = 1e-4
     """Largest difference of a logit between adapters on their base, in float32, and the merged model."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def methods(self) -> Methods:
         """Every installed method."""
         return installed_methods()
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def info(self, methods: Methods) -> MethodInfo:
         """What the plugin declared; the tests are skipped where its requirements are not met."""
         info = methods.info(self.method)
@@ -78,10 +78,10 @@ class MethodContract:
             pytest.skip(f"{self.method} runs on {', '.join(info.devices)}; the contract is tested on the CPU")
         return info
 
-    @pytest.fixture(scope="class")
-    def base(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    @pytest.fixture
+    def base(self, tmp_path: Path) -> Path:
         """Folder of a tiny dense base."""
-        return build_tiny_base(tmp_path_factory.mktemp("base") / "Contract-Llama")
+        return build_tiny_base(tmp_path / "Contract-Llama")
 
     def plan(
         self, methods: Methods, stage: Stage, *, kind: PeftKind | None = None, compute_dtype: str = "bfloat16", **options: Any

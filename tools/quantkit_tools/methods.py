@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import tyro
 
@@ -87,13 +87,20 @@ def describe_options(info: MethodInfo) -> list[dict[str, Any]]:
     return [
         {
             "name": option.name,
-            "type": option.type if isinstance(option.type, str) else getattr(option.type, "__name__", str(option.type)),
+            "type": _type_name(option.type),
             "default": _plain(option.default if option.default_factory is MISSING else option.default_factory()),
             "required": option.default is MISSING and option.default_factory is MISSING,
             "help": helps.get(option.name, ""),
         }
         for option in fields(info.options)
     ]
+
+
+def _type_name(kind: Any) -> str:
+    """Return a type as one would write it; a choice as its values."""
+    if get_origin(kind) is Literal:
+        return " | ".join(str(choice) for choice in get_args(kind))
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 
 def field_docstrings(cls: type[Any]) -> Mapping[str, str]:
