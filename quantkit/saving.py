@@ -1,0 +1,180 @@
+"""How does a finished model become an artifact that is whole, true and loads anywhere, or nothing at all?
+
+Everything that can be known to be wrong is refused before the first byte: space, values, what the weights measure as. The
+files are written into a temporary folder, read back there, and appear under their name in one rename. `save_pretrained`
+alone writes NaN without a word, and leaves half a folder behind when the disk is full or the process dies.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import QuantkitError, UsageError, VerificationError
+from quantkit.files import new_folder, refuse_existing, write_json, write_text
+from quantkit.spec import QuantizationSpec
+from quantkit.storable import check_before_saving, make_generation_config_saveable, tensors_to_store
+
+METADATA = "quantization_metadata.json"
+CARD = "README.md"
+SPARE_BYTES = 64 * 1024 * 1024
+"""Room for tokenizer, configuration and card beside the weights."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+DAY_S = 86_400.0
+
+
+def save_artifact(
+    target: Path,
+    *,
+    model: Any,
+    tokenizer: Any,
+    record: Mapping[str, Any],
+    card: Callable[[Mapping[str, Any]], str] | None = None,
+    verify: Callable[[Path], Mapping[str, Any]] | None = None,
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Save a model, or the adapter of a `PeftModel`, with tokenizer, record and card; return the record as written.
+
+    `record` holds the JSON keys of an artifact's record; `kind`, `quantization`, `recipe` and `base` are checked against
+    the model. `verify` gets the temporary folder, may load it, and returns what it measured, for `record["verification"]`.
+    `card` renders README.md from the record (default: `quantkit.card.render_card`).
+
+    Raises:
+        UsageError: the target exists, there is not enough space, or record and model are of different kinds.
+        VerificationError: values are not finite, or the weights, in memory or as read back, are not what the record says.
+        QuantkitError: writing failed; nothing is left behind.
+    """
+    from quantkit.card import render_card
+
+    target = Path(target)
+    refuse_existing(target, overwrite=overwrite)
+    remove_leftovers(target.parent)
+    checked = check_before_saving(model, record)
+    require_space(target.parent, checked["bytes"] + SPARE_BYTES)
+    dropped = make_generation_config_saveable(model)
+    record = dict(record)
+    with _one_line(target), new_folder(target, overwrite=overwrite) as folder:
+        if record["kind"] == "adapter":
+            _write_adapter(folder, model, record)
+        else:
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
+        tokenizer.save_pretrained(folder)
+        found = check_written(folder, model, record)
+        verification = {**record.get("verification", {}), **checked, **found, **(dict(verify(folder)) if verify else {})}
+        if dropped:
+            verification["generation_config_without_effect"] = dropped
+        record["verification"] = verification
+        write_json(folder / METADATA, record)
+        write_text(folder / CARD, (card or render_card)(record))
+    return record
+
+
+def check_written(folder: Path, model: Any, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Read back what was written, with our own readers; return what it says.
+
+    Raises:
+        VerificationError: a pickle was written, adapter tensors or base differ, or the tensors are not what the record says.
+    """
+    from quantkit.headers import read_stored_weights
+
+    pickles = sorted(path.name for path in folder.rglob("*") if path.suffix in PICKLES)
+    if pickles:
+        raise VerificationError(f"{pickles[0]} is a pickle, which can run code when read; artifacts hold safetensors only")
+    if record["kind"] == "adapter":
+        _check_written_adapter(folder, model, record["base"])
+        return {"read_back": "all adapter tensors are equal, bit for bit"}
+    stored = read_stored_weights(folder)
+    if faults := stored.contradictions(QuantizationSpec.from_dict(record["quantization"])):
+        raise VerificationError(f"the weights as written are not what the record says: {'; '.join(faults)}")
+    return {"read_back": stored.describe()}
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Check that the file system of `folder`, which need not exist yet, has `needed` bytes left.
+
+    Raises:
+        UsageError: names both numbers.
+    """
+    from quantkit.layout import format_bytes
+
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UsageError(
+            f"{folder}: the artifact needs {format_bytes(needed)}, {format_bytes(free)} are free; free some space or choose"
+            " another output folder"
+        )
+
+
+def remove_leftovers(folder: Path, *, older_than_s: float = DAY_S) -> list[str]:
+    """Clear away what killed runs left in `folder`, if nothing in it changed for `older_than_s`; return what was done.
+
+    `.writing-*` folders are removed. An artifact that was moved aside (`.replaced-*`) to be replaced and is missing under
+    its name is put back.
+    """
+    done = []
+    for path in sorted(folder.glob(".writing-*")):
+        if path.is_dir() and _idle_s(path) > older_than_s:
+            shutil.rmtree(path, ignore_errors=True)
+            done.append(f"removed {path.name}")
+    for path in sorted(folder.glob(".replaced-*")):
+        if path.is_dir() and _idle_s(path) > older_than_s:
+            for old in path.iterdir():
+                if not (folder / old.name).exists():
+                    old.rename(folder / old.name)
+                    done.append(f"put {old.name} back")
+            shutil.rmtree(path, ignore_errors=True)
+    return done
+
+
+def _idle_s(folder: Path) -> float:
+    times = [path.stat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists()]
+    return time.time() - max(times)
+
+
+def _write_adapter(folder: Path, model: Any, record: Mapping[str, Any]) -> None:
+    base = record["base"]
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base["name_or_path"]
+        config.revision = base.get("revision")
+    model.save_pretrained(folder, save_embedding_layers=False)
+
+
+def _check_written_adapter(folder: Path, model: Any, base: Mapping[str, Any]) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from quantkit.adapters import check_adapter_tensors
+    from quantkit.files import read_json
+
+    expected = tensors_to_store(model, True)
+    stored = load_file(folder / "adapter_model.safetensors")
+    check_adapter_tensors(stored, set(expected), where="adapter as written")
+    for name, tensor in stored.items():
+        if not torch.equal(tensor, expected[name].detach().cpu()):
+            raise VerificationError(f"adapter as written: {name} differs from the one in memory")
+    config = read_json(folder / "adapter_config.json")
+    for key, said in (("base_model_name_or_path", base["name_or_path"]), ("revision", base.get("revision"))):
+        if config.get(key) != said:
+            raise VerificationError(f"adapter as written: {key} is {config.get(key)!r}, the record says {said!r}")
+
+
+@contextmanager
+def _one_line(target: Path) -> Iterator[None]:
+    """Turn the libraries' writing errors into one line, and keep their progress bars quiet."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+        raise QuantkitError(f"{target}: could not be written: {reason}; nothing was left behind") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
