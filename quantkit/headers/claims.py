@@ -106,10 +106,8 @@ def _compressed_tensors(config: Config) -> Facts:
 def _scheme(weights: Config) -> dict[str, Any]:
     bits = _bits(weights.get("num_bits"))
     strategy = _text(weights.get("strategy"))
-    if _text(weights.get("type")) == "float":
-        dtype = {8: "float8_e4m3fn", 4: "fp4"}.get(bits or 0)
-    else:
-        dtype = _int(bits)
+    is_float = _text(weights.get("type")) == "float"
+    dtype = {8: "float8_e4m3fn", 4: "fp4"}.get(bits or 0) if is_float else _int(bits)
     per_row = strategy == "channel"
     grouped = strategy in ("group", "tensor_group", None)
     return {
@@ -195,7 +193,7 @@ def _aqlm(config: Config) -> Facts:
 
 
 def _fixed(kind: str, dtype: str, bits: int, group_size: int | None = None) -> Callable[[Config], Facts]:
-    return lambda config: Facts(kinds=(kind,), weights_bits=bits, weights_dtype=dtype, group_size=group_size)
+    return lambda _config: Facts(kinds=(kind,), weights_bits=bits, weights_dtype=dtype, group_size=group_size)
 
 
 def _higgs(config: Config) -> Facts:

@@ -120,7 +120,7 @@ def read_stored_weights(folder: Path | str, *, weights: bool = True) -> StoredWe
     if not has_tensors and not weights and config is not None:
         return _from_config(config, source, claim)
     index = read_tensor_index(folder)
-    return _reconciled(folder, index, config, source, claim)
+    return _reconciled(folder, index, source, claim)
 
 
 def quantization_config_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -144,9 +144,7 @@ def _claim(folder: Path, config: Mapping[str, Any] | None) -> tuple[str, Facts |
     return "config.json", Facts(kinds=(DENSE,)) if config is not None else None
 
 
-def _reconciled(
-    folder: Path, index: TensorIndex, config: Mapping[str, Any] | None, source: str, claim: Facts | None
-) -> StoredWeights:
+def _reconciled(folder: Path, index: TensorIndex, source: str, claim: Facts | None) -> StoredWeights:
     layers = quantized_layers(index, claim.group_size if claim else None)
     sizes: Counter[Facts] = Counter()
     for facts, size in layers.values():

@@ -42,6 +42,7 @@ class Detection:
     base: str | None = None
     """Of an adapter: hub id or path of its base."""
     revision: str | None = None
+    """Commit of the hub id; of an adapter: of its base."""
     plan: QuantizationPlan | None = None
     """Of an adapter of ours: the plan by which its base is loaded. Stored models need none."""
     stored: StoredWeights | None = None
@@ -109,7 +110,8 @@ def _detect_local(
     else:
         _refuse_empty(folder)
         found = _model(folder, path, claims, explicit, weights=weights)
-    return replace(found, evidence=(*said, *found.evidence, *last), revision=found.revision or revision)
+    own = revision if found.kind == "model" else found.revision
+    return replace(found, evidence=(*said, *found.evidence, *last), revision=own)
 
 
 def _model(folder: Path, path: str, claims: Mapping[str, str], explicit: str | None, *, weights: bool) -> Detection:
@@ -131,7 +133,7 @@ def _model(folder: Path, path: str, claims: Mapping[str, str], explicit: str | N
     if method == UNKNOWN and not explicit:
         evidence.append(("methods", f"no installed method reads {stored.kind} checkpoints"))
     if explicit:
-        method, spec = _explicit(path, explicit, stored, claims, evidence, spec)
+        method, spec = _explicit(path, explicit, stored, claims=claims, evidence=evidence, spec=spec)
     return Detection(
         path=path,
         kind="model",
@@ -149,6 +151,7 @@ def _explicit(
     path: str,
     explicit: str,
     stored: StoredWeights,
+    *,
     claims: Mapping[str, str],
     evidence: list[tuple[str, str]],
     spec: QuantizationSpec | None,
@@ -187,7 +190,7 @@ def _adapter(folder: Path, path: str, claims: Mapping[str, str], explicit: str |
     under = _base_detection(found.base, claims, evidence)
     if under is not None:
         return replace(found, method=under.method, spec=under.spec, format=under.format, evidence=tuple(evidence))
-    evidence.append(("recipe", "not recorded: which quantization the base had in training is unknown; name the method to load it"))
+    evidence.append(("recipe", "unknown: which quantization the base had in training is not recorded; name the method"))
     return replace(found, evidence=tuple(evidence))
 
 
@@ -255,4 +258,4 @@ def _refuse_empty(folder: Path) -> None:
         return
     names = [path.name for path in folder.iterdir()]
     if not any(name == "config.json" or name.endswith((*WEIGHT_FILES, ".bin", ".pt", ".index.json")) for name in names):
-        raise UsageError(f"{folder}: holds no model and no adapter (neither config.json, {ADAPTER_CONFIG}, *.safetensors nor *.gguf)")
+        raise UsageError(f"{folder}: holds no model and no adapter (no config.json, {ADAPTER_CONFIG}, *.safetensors, *.gguf)")

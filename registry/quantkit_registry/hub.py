@@ -51,13 +51,13 @@ def _snapshot(repo_id: str, revision: str | None, **how: Any) -> Path:
     if not is_hub_id(repo_id):
         raise UsageError(f"{repo_id}: no such file or folder, and no hub id (owner/name) either")
     import huggingface_hub
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined, unused-ignore]
 
     try:
         disable_progress_bars()
         return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, **how))
-    except Exception as error:  # the hub client raises its own, requests' and the system's errors
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UsageError(f"{repo_id}: no such folder here, and the hub gives no answer: {type(error).__name__}: {reason}") from None
+    except Exception as error:  # the hub client raises its own, its transport's and the system's errors
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
+        raise UsageError(f"{repo_id}: no such folder here, and not to be had from the hub ({reason})") from None
     finally:
         enable_progress_bars()

@@ -8,11 +8,11 @@ from a plan; nothing about weights is ever derived from a name.
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from quantkit.errors import UsageError
 from quantkit.plan import AdapterPlan
-from quantkit.spec import DENSE_BITS, DTYPE_TAGS, METHOD_NAME, NAME_TAG, QuantizationSpec, QuantMethod
+from quantkit.spec import DTYPE_TAGS, METHOD_NAME, NAME_TAG, QuantizationSpec, QuantMethod
 
 MAX_BYTES = 255
 """The longest file name that common file systems take."""
@@ -176,7 +176,7 @@ def parse_name(text: str) -> ArtifactName:
     return name
 
 
-def _parse_tags(text: str, tail: str) -> dict[str, object]:
+def _parse_tags(text: str, tail: str) -> dict[str, Any]:
     merged = None
     rest, _, last = tail.rpartition("_")
     if last.startswith("merged"):
@@ -221,7 +221,7 @@ def base_name(source: str | Path) -> str:
     return kept
 
 
-def _recipe_fields(recipe: QuantizationSpec, first_tags: tuple[str, ...]) -> dict[str, object]:
+def _recipe_fields(recipe: QuantizationSpec, first_tags: tuple[str, ...]) -> dict[str, Any]:
     return {
         "method": recipe.method,
         "weights_bits": recipe.weights_bits,

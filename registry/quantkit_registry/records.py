@@ -5,12 +5,13 @@ record is either whole or refused. Every key is explained in `registry/README.md
 with `.get(…, default)`, and the defaults would be what gets believed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from quantkit import __version__
 from quantkit.errors import UsageError, did_you_mean
 from quantkit.files import write_json
 from quantkit.headers import read_object
@@ -91,7 +92,7 @@ class ArtifactRecord:
     """What was checked before the artifact was committed, and the numbers."""
     created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     """When the record was made: ISO 8601 with time zone."""
-    quantkit_version: str = field(default_factory=lambda: _version())
+    quantkit_version: str = __version__
     """The version that wrote it."""
     schema_version: int = SCHEMA_VERSION
     """Version of this table of keys."""
@@ -154,21 +155,15 @@ class ArtifactRecord:
 def _value(cls: type[ArtifactRecord], key: str, value: Any) -> Any:
     if value is None and key in ("adapter", "merge"):
         return None
-    match key:
-        case "quantization":
-            return QuantizationSpec.from_dict(value)
-        case "recipe":
-            return _plan(value)
-        case "adapter":
-            return AdapterPlan.from_dict(value)
-        case "merge":
-            return read_fields(MergeRecord, value, where="merge")
-        case "base":
-            return read_fields(BaseReference, value, where="base")
-        case "parents" if isinstance(value, list):
-            return tuple(read_fields(Parent, item, where="parents") for item in value)
-        case _:
-            return check_value(cls, key, value, where="the record", strict=True)
+    if key not in READERS:
+        return check_value(cls, key, value, where="the record", strict=True)
+    return READERS[key](value)
+
+
+def _parents(value: Any) -> tuple[Parent, ...]:
+    if not isinstance(value, list):
+        raise UsageError(f"parents is {type(value).__name__}, not a list")
+    return tuple(read_fields(Parent, item, where="parents") for item in value)
 
 
 def _plan(value: Any) -> QuantizationPlan:
@@ -178,6 +173,16 @@ def _plan(value: Any) -> QuantizationPlan:
             if key in value:
                 reader(value[key])
     return QuantizationPlan.from_dict(value)
+
+
+READERS: dict[str, Callable[[Any], Any]] = {
+    "quantization": QuantizationSpec.from_dict,
+    "recipe": _plan,
+    "adapter": AdapterPlan.from_dict,
+    "merge": lambda value: read_fields(MergeRecord, value, where="merge"),
+    "base": lambda value: read_fields(BaseReference, value, where="base"),
+    "parents": _parents,
+}
 
 
 def write_record(folder: Path, record: ArtifactRecord) -> None:
@@ -193,9 +198,3 @@ def read_record(folder: Path) -> ArtifactRecord:
     """
     path = Path(folder) / RECORD_FILE
     return ArtifactRecord.from_dict(read_object(path), where=str(path))
-
-
-def _version() -> str:
-    from quantkit import __version__
-
-    return __version__
