@@ -50,6 +50,7 @@ class Encoded:
 @dataclass(frozen=True, slots=True)
 class _Rendered:
     row: int
+    column: str
     text: str
     spans: list[Span]
 
@@ -84,14 +85,16 @@ def _render(
                 start = "" if item.text.startswith(chat.bos) else chat.bos
                 stop = "" if item.text.rstrip().endswith(end) else end
                 text = f"{start}{item.text if stop else item.text.rstrip()}{stop}"
-                yield _Rendered(item.row, text, [Span(len(chat.bos), len(text), item.text.removeprefix(chat.bos).rstrip())])
+                yield _Rendered(
+                    item.row, item.column, text, [Span(len(chat.bos), len(text), item.text.removeprefix(chat.bos).rstrip())]
+                )
                 continue
             text, spans, unlearnt = chat.locate(item.messages, item.first_response)
             if chat.end_token_id is not None:
                 text += end
                 spans[-1] = Span(spans[-1].start, len(text), spans[-1].content)
             result.unlearnt += unlearnt
-            yield _Rendered(item.row, text, spans)
+            yield _Rendered(item.row, item.column, text, spans)
         except RowError as error:
             findings.bad(item.row, error)
 
@@ -144,6 +147,7 @@ def _check(item: _Rendered, ids: Sequence[int], decoded: Sequence[str], chat: Ch
             raise RowError(
                 f"the response {shown(span.content)} does not stand in the text that would be learnt, {shown(text)};"
                 " the chat template or the tokenizer changes it",
+                column=item.column,
                 reason="response lost in the rendered text",
             )
     bos = chat.tokenizer.bos_token_id
@@ -164,6 +168,7 @@ def _label(item: _Rendered, ids: list[int], ranges: Sequence[tuple[int, int]], m
         raise RowError(
             f"no token of the response {shown(item.spans[-1].content)} is left: the prompt has {ranges[0][0]} tokens,"
             f" max_length is {max_length}",
+            column=item.column,
             reason="response cut off by max_length",
         )
     return row

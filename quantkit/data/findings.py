@@ -30,6 +30,11 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def normalised(text: str) -> str:
+    """Return the text case-folded with single spaces, the form in which questions are compared."""
+    return " ".join(text.casefold().split())
+
+
 def as_text(value: Any) -> str:
     """Turn a cell into text: `True` → `yes`, `1008.0` → `1008`, `0.088` → `0.088`; text stays as it is.
 

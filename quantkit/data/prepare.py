@@ -13,7 +13,7 @@ from typing import Any
 
 from quantkit.data.chat import ChatFormat
 from quantkit.data.encode import EncodedRow, encode
-from quantkit.data.findings import Findings, OnBadRows
+from quantkit.data.findings import Findings, OnBadRows, normalised
 from quantkit.data.report import DataReport, TokenCounts
 from quantkit.data.schemas import Conversation, kind_of, to_conversations
 from quantkit.data.sources import DatasetRef, Rows, parse_dataset, read_rows, split_files
@@ -130,10 +130,11 @@ def _prepare(rows: Rows, ref: DatasetRef, settings: _Settings) -> _Set:
 
 
 def _duplicates(conversations: Sequence[Conversation]) -> int:
-    def words(item: Conversation) -> str:
-        return " ".join("\0".join([item.text or "", *(turn["content"] for turn in item.messages)]).casefold().split())
-
-    return len(conversations) - len({words(item) for item in conversations})
+    distinct = {
+        tuple(normalised(text) for text in [item.text or "", *(turn["content"] for turn in item.messages)])
+        for item in conversations
+    }
+    return len(conversations) - len(distinct)
 
 
 def _evaluation_ref(ref: DatasetRef, eval_dataset: str | None) -> tuple[DatasetRef | None, str | None]:

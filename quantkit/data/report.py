@@ -79,7 +79,7 @@ class DataReport:
         if self.truncated:
             lines.append(f"cut to max_length: {self.truncated} rows, which lose the end of their response")
         if self.duplicates:
-            lines.append(f"duplicates: {self.duplicates} rows repeat an earlier row")
+            lines.append(f"duplicates: rows that repeat an earlier one: {self.duplicates}")
         if self.evaluation:
             lines += [f"evaluation: {line}" for line in self.evaluation.lines()]
             share = f"{self.overlap} of {self.evaluation.rows_used} evaluation questions also stand in the training set"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.data.findings import Findings, RowError, shown
+from quantkit.data.findings import Findings, RowError, normalised, shown
 from quantkit.data.sources import Rows
 from quantkit.data.tasks import NO_ANSWER, DatasetInfo
 from quantkit.data.turns import Message, Turns, chat_turns, content_text
@@ -28,6 +28,8 @@ class Conversation:
     """The whole text of a `text` row; `messages` is empty then."""
     first_response: int = 0
     """Assistant turns before this index are prompt, not response."""
+    column: str = ""
+    """Column that the response was read from."""
 
     @property
     def prompt(self) -> list[Message]:
@@ -49,7 +51,7 @@ class Conversation:
         """Return the prompt without system turn, case-folded with single spaces: equal keys mean the same question."""
         turns = [turn["content"] for turn in self.messages if turn["role"] != "system"]
         first = turns[0] if self.text is None else self.text
-        return " ".join(first.casefold().split())
+        return normalised(first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Kind:
     """One way to read a row: the columns it needs, and how they become turns."""
 
     columns: tuple[str, ...]
+    """Needed columns; the response stands in the last one."""
     build: Callable[["Cells"], Turns]
 
 
@@ -213,14 +216,14 @@ def to_conversations(
 
 def _conversation(kind: str, cells: Cells, number: int, task: DatasetInfo | None, system: str) -> Conversation:
     if kind == "text":
-        return Conversation([], number, text=cells.text("text"))
+        return Conversation([], number, text=cells.text("text"), column="text")
     turns = KINDS[kind].build(cells)
-    messages, first = turns.messages, turns.first_response
+    messages, first, column = turns.messages, turns.first_response, KINDS[kind].columns[-1]
     if task is not None and task.response == "boxed" and "\\boxed" not in messages[-1]["content"]:
         plain = messages[-1]["content"].strip()
         boxed = f"\\boxed{{{plain}}}"
-        cells.findings.converted("answer", "put into \\boxed{}", f"{plain} → {boxed}")
+        cells.findings.converted(column, "put into \\boxed{}", f"{plain} → {boxed}")
         messages[-1]["content"] = boxed
     if system and messages[0]["role"] != "system":
         messages, first = [{"role": "system", "content": system}, *messages], first + 1
-    return Conversation(messages, number, first_response=first)
+    return Conversation(messages, number, first_response=first, column=column)

@@ -21,6 +21,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from quantkit.data.hub import hub_rows
 from quantkit.data.readers import READERS, Part, read_file
 from quantkit.data.tasks import DATASETS, DatasetInfo
 from quantkit.errors import UsageError, did_you_mean
@@ -76,13 +77,13 @@ def parse_dataset(written: str | Path) -> DatasetRef:
     if head in DATASETS and colon:
         path = Path(rest).expanduser()
         if not rest or not _exists(path):
-            raise UsageError(f"dataset {text!r}: there is no file or folder {rest!r}{_neighbour(path)}")
+            raise UsageError(f"dataset {text!r}: there is no file or folder {rest!r}.{_neighbour(path)}")
         return DatasetRef(text, path=path, task=DATASETS[head])
     looks_local = path.suffix.lower() in READERS or text.startswith((".", "/", "~")) or text.count("/") > 1
     if not looks_local and (match := HUB_ID.fullmatch(text)):
         return DatasetRef(text, hub_id=match["id"], subset=match["subset"], split=match["split"])
     if looks_local:
-        raise UsageError(f"dataset {text!r}: there is no such file or folder{_neighbour(path)}")
+        raise UsageError(f"dataset {text!r}: there is no such file or folder.{_neighbour(path)}")
     raise UsageError(
         f"dataset {text!r} is no file, no folder and no built-in name.{did_you_mean(head, DATASETS)}"
         f" Known names: {', '.join(DATASETS)}; hub ids are written owner/name."
@@ -100,7 +101,7 @@ def _neighbour(path: Path) -> str:
     try:
         return did_you_mean(path.name, [item.name for item in path.parent.iterdir()])
     except OSError:
-        return f"; the folder {str(path.parent)!r} is not there either" if not path.parent.exists() else ""
+        return f" The folder {str(path.parent)!r} is not there either." if not path.parent.exists() else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,18 +175,7 @@ def split_files(folder: Path) -> dict[str, list[Path]]:
 def _from_hub(ref: DatasetRef, split: str | None, limit: int | None) -> Rows:
     chosen = ref.split or split or "train"
     source = f"{ref.hub_id}{f':{ref.subset}' if ref.subset else ''}@{chosen}"
-    try:
-        from datasets import load_dataset
-
-        loaded = load_dataset(ref.hub_id, ref.subset, split=chosen, streaming=limit is not None)
-        rows = [dict(row) for row in (loaded if limit is None else loaded.take(limit))]
-    except Exception as error:  # `datasets` raises nearly every type there is
-        reason = (str(error).strip().splitlines() or [""])[0][:160]
-        local = f"{ref.task.name}:/path/rows.parquet" if ref.task else "/path/rows.parquet"
-        raise UsageError(
-            f"data set {source} cannot be loaded from the hub ({type(error).__name__}: {reason});"
-            f" without a network, give local files: {local}"
-        ) from None
+    rows = hub_rows(ref.hub_id, ref.subset, chosen, limit)
     if not rows:
         raise UsageError(f"data set {source} holds no rows")
     return Rows(rows, source, _hash_rows(rows))
