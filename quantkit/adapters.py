@@ -81,6 +81,9 @@ def attach_adapter(model: Any, adapter: AdapterPlan, seed: int) -> Any:
         return model
     import torch
     from peft import LoraConfig, VeraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    from quantkit.layers import unwrapped
 
     names = resolve_targets(model, adapter.target_modules)
     modules = {name for name, _ in model.named_modules()}
@@ -93,6 +96,7 @@ def attach_adapter(model: Any, adapter: AdapterPlan, seed: int) -> Any:
         "target_modules": names,
         "modules_to_save": list(adapter.modules_to_save) or None,
         "task_type": "CAUSAL_LM",
+        "fan_in_fan_out": isinstance(unwrapped(model.get_submodule(names[0])), Conv1D),
     }
     if adapter.kind == "VeRa":
         config: Any = VeraConfig(**shared, vera_dropout=adapter.lora_dropout, projection_prng_key=seed, save_projection=True)

@@ -61,7 +61,7 @@ def layer_facts(module: Any) -> LayerFacts:
 
 
 def dense_layer(module: Any) -> Any:
-    """Return a float32 `nn.Linear` (or `Conv1D` where the model has those) with the weights the layer computes with.
+    """Return a float32 `nn.Linear` (an unquantized `Conv1D` stays one) with the weights the layer computes with.
 
     Raises:
         VerificationError: the kind of layer is not known, or its weights are no longer what was loaded.

@@ -121,21 +121,15 @@ def dense_weight(module: Any) -> Any:
 
 
 def dense_layer(module: Any) -> Any:
-    """Return the float32 `nn.Linear` (`Conv1D` where the model had one) that computes with the same weights."""
+    """Return the float32 `nn.Linear` that computes with the same weights; `source_cls` on it is the class the model had."""
     import torch
     from torch import nn
-    from transformers.pytorch_utils import Conv1D
 
     weight = dense_weight(module)
-    if getattr(module, "source_cls", None) is Conv1D:
-        dense: Any = Conv1D(weight.shape[0], weight.shape[1])  # type: ignore[misc]
-        weight = weight.T.contiguous()
-        bias = torch.zeros_like(dense.bias) if module.bias is None else module.bias
-    else:
-        dense = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None, device="meta")
-        bias = module.bias
+    dense: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None, device="meta")
     dense.weight = nn.Parameter(weight, requires_grad=False)
-    dense.bias = None if bias is None else nn.Parameter(bias.detach().to(torch.float32), requires_grad=False)
+    dense.bias = None if module.bias is None else nn.Parameter(module.bias.detach().to(torch.float32), requires_grad=False)
+    dense.source_cls = getattr(module, "source_cls", nn.Linear)
     return dense
 
 

@@ -85,7 +85,7 @@ def _fold(model: Any, inner: Any) -> Any:
         raise VerificationError("folding the adapter in changed no weight; it was never trained, or does not fit this base")
     _unmark(inner)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="(All adapters are already merged|Input and output embeddings|Model with)")
+        warnings.filterwarnings("ignore", message="(All adapters are already merged|Input and output embeddings|Model has)")
         return model.base_model.merge_and_unload()
 
 
@@ -103,8 +103,23 @@ def _densify(inner: Any) -> None:
 
     for name, module in linear_layers(inner).items():
         if layer_facts(module).format != "dense" or type(module).__module__.startswith("bitsandbytes."):
-            inner.set_submodule(name, dense_layer(module))
+            module = dense_layer(module)
+        inner.set_submodule(name, _as_the_model_had_it(module))
     _unmark(inner)
+
+
+def _as_the_model_had_it(module: Any) -> Any:
+    """Return GPT-2's `Conv1D`, which keeps its weight as [in, out], where quantizing had put a linear layer in its place."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, Conv1D) or vars(module).get("source_cls") is not Conv1D:
+        return module
+    convolution: Any = Conv1D(module.out_features, module.in_features)  # type: ignore[misc]
+    convolution.weight = nn.Parameter(module.weight.T.contiguous(), requires_grad=False)
+    if module.bias is not None:
+        convolution.bias = nn.Parameter(module.bias.detach(), requires_grad=False)
+    return convolution
 
 
 def _unmark(inner: Any) -> None:

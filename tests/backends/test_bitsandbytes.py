@@ -32,9 +32,7 @@ def test_without_the_guard_an_evaluation_repacks_the_weights(cpu_with_avx512_bf1
 
 
 @pytest.mark.parametrize("method", ["BNB4BIT", "QLORA"])
-def test_an_evaluation_between_training_steps_changes_neither_weights_nor_gradients(
-    method, tiny_model, cpu_with_avx512_bf16
-):
+def test_an_evaluation_between_training_steps_changes_neither_weights_nor_gradients(method, tiny_model, cpu_with_avx512_bf16):
     plan = plan_for(method, dtype="bfloat16")
     model = installed_methods().prepare_model(plan, load(tiny_model, plan))
     codes = {name: module.weight.data.clone() for name, module in linear_layers(model).items()}
