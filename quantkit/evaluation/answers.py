@@ -16,8 +16,8 @@ UNIT = re.compile(r"\\(?:text|mathrm|textbf)\s*\{[^{}]*\}|\^\{?\\circ\}?")
 FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(-?\d+)\}|(-?\d+)/(-?\d+)")
 GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 IN_TEXT = re.compile(r"(?<![\w.,])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w)")
-STATED = re.compile(r"[Aa]nswer(?: is|:)[\s*(\[\"']*([A-Z])(?![A-Za-z0-9'])")
-BEGINS = re.compile(r"[\s*(\[\"']*([A-Z])(?:[\s*\"']*$|[*\"']*[.):\],\n])")
+STATED = re.compile(r"[Aa]nswer(?: is|:)[\s*(\[\"']*([A-Z1-9])(?![A-Za-z0-9'])")
+BEGINS = re.compile(r"[\s*(\[\"']*([A-Z1-9])(?:[\s*\"']*$|[*\"']*[.):\],\n])")
 
 
 def last_boxed(text: str) -> str | None:
@@ -71,19 +71,19 @@ def numbers_in(text: str) -> list[Decimal]:
     return [Decimal(match[0].replace(",", "")) for match in IN_TEXT.finditer(text) if len(match[0]) <= LONGEST_NUMBER]
 
 
-def choice_letter(text: str, letters: str) -> str | None:
-    r"""Return the letter a text chooses: the boxed one, the one after the last "answer is", or the one it begins with.
+def choice_label(text: str, labels: str) -> str | None:
+    r"""Return the label a text chooses: the boxed one, the one after the last "answer is", or the one it begins with.
 
-    A letter that merely occurs is no choice: `A star is born` chooses nothing.
+    A label that merely occurs is no choice: `A star is born` chooses nothing.
 
-    >>> [choice_letter(text, "ABCD") for text in ("The answer is (C).", "B. because", "A star is born", r"\boxed{D}")]
+    >>> [choice_label(text, "ABCD") for text in ("The answer is (C).", "B. because", "A star is born", r"\boxed{D}")]
     ['C', 'B', None, 'D']
     """
     boxed = last_boxed(text)
     if boxed is not None:
         found = boxed.strip(" .()$").removeprefix(r"\text{").removesuffix("}")
-        return found if len(found) == 1 and found in letters else None
+        return found if len(found) == 1 and found in labels else None
     stated = STATED.findall(text)
     begins = BEGINS.match(text)
-    letter = str(stated[-1]) if stated else begins[1] if begins else ""
-    return letter if letter and letter in letters else None
+    label = str(stated[-1]) if stated else begins[1] if begins else ""
+    return label if label and label in labels else None

@@ -95,7 +95,8 @@ class TaskResult:
         """Read a result back; raises `UsageError` for another schema, missing or unknown keys."""
         if data.get("schema_version") != SCHEMA_VERSION:
             raise UsageError(f"result: schema_version is {data.get('schema_version')!r}; this quantkit reads {SCHEMA_VERSION}")
-        plain = {key: value for key, value in data.items() if key not in ("schema_version", "scores", "marks")}
+        derived = ("schema_version", "scores", "marks", "artifact")  # a filed result says whose it is
+        plain = {key: value for key, value in data.items() if key not in derived}
         scores = data.get("scores")
         if not isinstance(scores, Mapping):
             raise UsageError("result: scores is missing or no object")

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from quantkit.errors import UsageError
-from quantkit.evaluation.answers import canonical_number, choice_letter, last_boxed, numbers_in
+from quantkit.evaluation.answers import canonical_number, choice_label, last_boxed, numbers_in
 from quantkit.evaluation.statistics import Floor, Score, share_score
 
 
@@ -152,32 +152,37 @@ class NumericBoxed(Task):
         return super().rates(outputs) | {"boxed_rate": share_score(boxed, len(outputs))}
 
 
+LETTERS, DIGITS = "ABCDEFGHIJ", "12345"
+"""Labels of options; a few rows of ARC number them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MultipleChoiceLetter(Task):
-    """Questions with lettered options (ARC), answered by a letter in free text."""
+    """Questions with labelled options (ARC), answered by the label in free text."""
 
     kind: ClassVar[str] = "choice"
     constant: ClassVar[str] = "A"
 
     @cached_property
-    def letters(self) -> str:
-        """Return the letters an answer can be: A to the largest reference, at least A to D."""
-        return "ABCDEFGHIJ"[: max(4, *("ABCDEFGHIJ".index(letter) + 1 for letter in self.gold))]
+    def labels(self) -> str:
+        """Return the labels an answer can be: A to the largest reference, at least A to D; digits where a reference is one."""
+        last = max((LETTERS.index(label) for label in self.gold if label in LETTERS), default=0)
+        return LETTERS[: max(4, last + 1)] + (DIGITS if any(label in DIGITS for label in self.gold) else "")
 
     def reference(self, example: Example) -> str:
-        """Return the letter of the reference text."""
-        found = choice_letter(example.response, "ABCDEFGHIJ")
+        """Return the label of the reference text."""
+        found = choice_label(example.response, LETTERS + DIGITS)
         if found is None:
             shown = example.response if len(example.response) <= 60 else f"{example.response[:57]}…"
             raise UsageError(
-                f"{self.source}, row {example.row}: the answer {shown!r} is no letter from A to J;"
+                f"{self.source}, row {example.row}: the answer {shown!r} is no label from A to J or 1 to 5;"
                 " fix the row or choose another --task"
             )
         return found
 
     def parse(self, text: str) -> str | None:
-        """Return the chosen letter."""
-        return choice_letter(text, self.letters)
+        """Return the chosen label."""
+        return choice_label(text, self.labels)
 
 
 TASKS: dict[str, type[Task]] = {task.kind: task for task in (NumericBoxed, MultipleChoiceLetter)}
@@ -185,6 +190,7 @@ TASKS: dict[str, type[Task]] = {task.kind: task for task in (NumericBoxed, Multi
 
 
 def guess_kind(examples: Sequence[Example]) -> str:
-    """Return `choice` where every reference answers with one lone letter, else `numeric`."""
-    letters = all(len(example.response.strip(" .()")) == 1 and example.response.strip(" .()").isalpha() for example in examples)
-    return MultipleChoiceLetter.kind if letters and examples else NumericBoxed.kind
+    """Return `choice` where every reference is one label and some are letters, else `numeric`."""
+    references = [example.response.strip(" .()") for example in examples]
+    single = all(len(text) == 1 and text in LETTERS + DIGITS for text in references)
+    return MultipleChoiceLetter.kind if single and any(text in LETTERS for text in references) else NumericBoxed.kind

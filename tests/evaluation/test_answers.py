@@ -1,10 +1,10 @@
-"""Which answer a text gives: the last box, one spelling per number, letters that were meant as choices."""
+"""Which answer a text gives: the last box, one spelling per number, labels that were meant as choices."""
 
 from decimal import Decimal
 
 import pytest
 
-from quantkit.evaluation.answers import canonical_number, choice_letter, last_boxed, numbers_in
+from quantkit.evaluation.answers import canonical_number, choice_label, last_boxed, numbers_in
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,7 @@ def test_numbers_that_stand_alone_are_found_in_a_question() -> None:
         (r"\boxed{\text{C}}", "C"),
         (r"A. \boxed{none}", None),
         ("A star is born", None),
+        ("3. because", None),
         ("E.", None),
         ("I think so", None),
         ("Both A and B", None),
@@ -83,4 +84,9 @@ def test_numbers_that_stand_alone_are_found_in_a_question() -> None:
     ],
 )
 def test_a_letter_counts_only_where_it_is_a_choice(text: str, letter: str | None) -> None:
-    assert choice_letter(text, "ABCD") == letter
+    assert choice_label(text, "ABCD") == letter
+
+
+def test_digits_are_labels_where_options_are_numbered() -> None:
+    assert choice_label("The answer is 3.", "ABCD12345") == "3"
+    assert choice_label("30 degrees", "ABCD12345") is None

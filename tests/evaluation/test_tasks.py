@@ -90,16 +90,19 @@ def test_choices_are_scored_by_letter_with_majority_and_constant_floors() -> Non
     }
 
 
-def test_letters_go_as_far_as_the_references() -> None:
-    assert choice(("q", "A")).letters == "ABCD"
-    assert choice(("q", "E")).letters == "ABCDE"
+def test_labels_go_as_far_as_the_references() -> None:
+    assert choice(("q", "A")).labels == "ABCD"
+    assert choice(("q", "E")).labels == "ABCDE"
+    assert choice(("q", "B"), ("q", "3")).labels == "ABCD12345"
 
 
-def test_a_reference_that_is_no_letter_is_an_error_with_file_and_row() -> None:
-    with pytest.raises(UsageError, match=r"hand.jsonl, row 0: the answer '12' is no letter from A to J"):
+def test_a_reference_that_is_no_label_is_an_error_with_file_and_row() -> None:
+    with pytest.raises(UsageError, match=r"hand.jsonl, row 0: the answer '12' is no label from A to J or 1 to 5"):
         choice(("q", "12"))
 
 
 def test_the_kind_is_read_off_the_references() -> None:
     assert guess_kind(examples(("q", "A"), ("q", "(D)"))) == "choice"
+    assert guess_kind(examples(("q", "A"), ("q", "3"))) == "choice"
     assert guess_kind(examples(("q", "A"), ("q", "7"))) == "numeric"
+    assert guess_kind(examples(("q", "1"), ("q", "3"))) == "numeric"

@@ -1,0 +1,164 @@
+"""What is in these folders, and how good is it? (`quantkit evaluate PATH…`)
+
+Each path is detected, loaded as exactly that (an adapter on the base it was trained on), measured against what was said,
+and scored. Several paths run in a process each: one that crashes costs only itself, and peak memory is its own. Results are
+filed under the hash of the content, so a folder whose files have changed does not inherit them.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from quantkit import console
+from quantkit.errors import QuantkitError, UsageError
+from quantkit.evaluation.results import ArtifactResult
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Detect, load and score models and adapters; several at once are compared in one table."""
+
+    paths: tyro.conf.Positional[tuple[str, ...]]
+    """Folders or hub ids."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="FILE[,FILE…]")] = None
+    """Rows to ask: files, folders, built-in names (arc, openmath, NAME:FILE) or hub ids, separated by commas. Without it,
+    two generated sets of one-step arithmetic."""
+    task: str = "auto"
+    """How answers are judged: numeric (the last \\boxed{…}), choice (a letter) or auto (read off the reference answers)."""
+    limit: int | None = None
+    """Ask only so many rows of each set, drawn by --seed."""
+    batch_size: int = 16
+    """Prompts at a time."""
+    max_new_tokens: int = 64
+    """Longest answer in tokens."""
+    system_prompt: str | None = None
+    """Ask with this system prompt instead of the one the model was trained with; "" asks without any."""
+    method: str | None = None
+    """Method whose recipe the base of a foreign adapter is loaded with, which no file records."""
+    base: str | None = None
+    """Base model of an adapter, where its own record of it cannot be used."""
+    registry: str | None = None
+    """Folder that keeps the results; default $QUANTKIT_REGISTRY or artifacts."""
+    seed: int = 0
+    """Draws the rows of --limit and the bootstrap of perplexity's interval; decoding is greedy."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    trust_remote_code: bool = False
+    """Run model code that comes with a checkpoint."""
+    json: bool = False
+    """Print one JSON object; human text goes to stderr."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run `quantkit evaluate`; the exit code is that of the worst path."""
+    flags = tyro.cli(Flags, prog="quantkit evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    if not flags.paths:
+        raise UsageError("no path was given; quantkit evaluate FOLDER… names what to evaluate")
+    if flags.json:
+        console.use_stderr()
+    done, failed = ([evaluate_path(flags, flags.paths[0])], []) if len(flags.paths) == 1 else evaluate_each(flags)
+    show(done)
+    for failure in failed:
+        console.warn(f"{failure['path']} was not evaluated: {failure['error']}")
+    if flags.json:
+        artifacts = [artifact.to_dict() for artifact in done]
+        console.emit_json({"schema_version": SCHEMA_VERSION, "artifacts": artifacts, "failed": failed})
+    return max((int(failure["exit_code"]) for failure in failed), default=0)
+
+
+def evaluate_path(flags: Flags, path: str) -> ArtifactResult:
+    """Detect, load, measure and score one path, and file its results.
+
+    Raises:
+        QuantkitError: the first step that failed says why; nothing is filed then.
+    """
+    from quantkit.evaluation.run import evaluate_model
+    from quantkit.evaluation.sources import read_tasks
+    from quantkit.measure import measure_model
+    from quantkit.memory import MemoryLog
+    from quantkit.methods import installed_methods
+    from quantkit.modeling import load_source, load_tokenizer, resolve_device
+    from quantkit_registry.store import Registry
+    from quantkit_tools.opening import open_path
+
+    methods, registry, device = installed_methods(), Registry(flags.registry), resolve_device(flags.device)
+    trust = flags.trust_remote_code
+    opened = open_path(
+        path, methods, registry=registry, device=device, method=flags.method, base=flags.base, trust_remote_code=trust
+    )
+    evidence = [f"{source}: {statement}" for source, statement in opened.detection.evidence]
+    console.say(f"{opened.name}: {opened.detection.kind}, {opened.source.spec.method} ({evidence[0]})")
+    tasks = read_tasks(
+        [item for item in (flags.data or "").split(",") if item],
+        kind=flags.task,
+        limit=flags.limit,
+        seed=flags.seed,
+        system_prompt=opened.system_prompt if flags.system_prompt is None else flags.system_prompt,
+    )
+    memory = MemoryLog()
+    tokenizer = load_tokenizer(opened.tokenizer, trust_remote_code=trust)
+    with memory.stage("load"):
+        model = load_source(opened.source, methods, device=device, trust_remote_code=trust)
+    measured = measure_model(model, method=opened.source.spec.method)
+    results = evaluate_model(
+        model,
+        tokenizer,
+        tasks,
+        batch_size=flags.batch_size,
+        max_new_tokens=flags.max_new_tokens,
+        seed=flags.seed,
+        memory=memory,
+    )
+    whole = ArtifactResult(
+        path=path,
+        name=opened.name,
+        artifact=opened.artifact,
+        kind=opened.detection.kind,
+        quantization=measured.to_dict(),
+        evidence=evidence,
+        memory=memory.to_dict(),
+        results=results,
+    )
+    about = {key: value for key, value in whole.to_dict().items() if key not in ("results", "path")}
+    try:
+        files = [registry.add_result(opened.artifact, item.task, item.to_dict() | {"artifact": about}) for item in results]
+    except OSError as error:
+        raise UsageError(
+            f"{registry.root}: results cannot be written: {error.strerror or error}; --registry names another folder"
+        ) from None
+    console.say(f"results are kept in {files[0].parent}")
+    return whole
+
+
+def evaluate_each(flags: Flags) -> tuple[list[ArtifactResult], list[dict[str, Any]]]:
+    """Evaluate every path in a fresh process of its own; return what was measured and what failed, with exit codes."""
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    done: list[ArtifactResult] = []
+    failed: list[dict[str, Any]] = []
+    for path in flags.paths:
+        start = console.use_stderr if flags.json else None
+        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=start) as pool:
+            try:
+                done.append(pool.submit(evaluate_path, flags, path).result())
+            except QuantkitError as error:
+                failed.append({"path": path, "error": str(error), "exit_code": error.exit_code})
+            except BrokenProcessPool:
+                text = "its process ended without a result (killed, or out of memory)"
+                failed.append({"path": path, "error": text, "exit_code": 1})
+            except Exception as error:  # one path's failure must not take the others with it
+                failed.append({"path": path, "error": f"{type(error).__name__}: {error}", "exit_code": 1})
+    return done, failed
+
+
+def show(artifacts: list[ArtifactResult]) -> None:
+    """Print one table of all results."""
+    from quantkit.evaluation.table import CAPTION, COLUMNS, table_rows
+
+    if artifacts:
+        console.table("Evaluation", COLUMNS, table_rows(artifacts), caption=CAPTION)

@@ -1,0 +1,182 @@
+"""Which model is meant by a path, a name in the registry or a hub id, and what do numbers about it belong to?
+
+What is stored decides how it is loaded; an explicit recipe is applied only where the files cannot know it, and then it is
+part of what the numbers belong to. Loading by `from_pretrained(path)` alone measures an adapter that was trained on 4-bit
+weights on 16-bit ones.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantkit.errors import UsageError, VerificationError
+from quantkit.files import artifact_hash, sha256_of, verify_manifest
+from quantkit.methods import Methods, require_usable
+from quantkit.plan import AdapterPlan, PlanContext, QuantizationPlan
+from quantkit_registry.adapters import ADAPTER_CONFIG
+from quantkit_registry.detect import Detection, detect
+from quantkit_registry.fingerprints import fingerprint_base
+from quantkit_registry.hub import is_hub_id
+from quantkit_registry.store import Registry
+
+if TYPE_CHECKING:
+    from quantkit.modeling import ModelSource
+
+FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+"""What is fetched of a hub id: no pickles, no code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A model that can be loaded: what it is called, how to load it, and the hash its numbers belong to."""
+
+    name: str
+    artifact: str
+    """sha256 over the content, and over the recipe where it was named explicitly."""
+    source: "ModelSource"
+    detection: Detection
+    tokenizer: str
+    """Folder or hub id of its tokenizer."""
+    system_prompt: str | None
+    """The one it was trained with; None where nothing records it."""
+
+
+def open_path(
+    path: str,
+    methods: Methods,
+    *,
+    registry: Registry,
+    device: str,
+    method: str | None = None,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+) -> Opened:
+    """Detect what a path is and decide how it is loaded, before weights are read.
+
+    Raises:
+        UsageError: nothing that can be loaded is there, or its recipe is not known and was not named.
+        VerificationError: files differ from the manifest, witnesses disagree, or the base is another than in training.
+    """
+    folder = _folder(path, registry, trust_remote_code=trust_remote_code)
+    explicit = methods.info(method).name if method else None
+    found = detect(folder, claims=methods.claims(), explicit=explicit)
+    content = artifact_hash(folder) if folder.is_dir() else None
+    if content is not None:
+        verify_manifest(folder)
+    if found.kind == "adapter":
+        found, applied, recipe = _open_adapter(found, methods, device, explicit, base, trust_remote_code=trust_remote_code)
+    elif base is not None:
+        raise UsageError(f"{path}: is a whole model; --base names the base of an adapter")
+    else:
+        applied = _recipe(found, methods, device, explicit) if found.spec is None and explicit else found.plan
+        recipe = [] if applied is None else [json.dumps(applied.to_dict(), sort_keys=True)]
+    spec = applied.spec if applied is not None else found.spec
+    if spec is None:
+        raise UsageError(
+            f"{path}: {'; '.join(f'{source}: {text}' for source, text in found.evidence)}; --method names how to load it"
+        )
+    if applied is not None:
+        require_usable(methods, [applied.method], device.partition(":")[0])
+    from quantkit.modeling import ModelSource
+
+    data = found.record.data if found.record else {}
+    prompt = data.get("system_prompt")
+    return Opened(
+        name=found.record.name if found.record else path.rstrip("/").rpartition("/")[2] or path,
+        artifact=_hash([content or _content(folder), *recipe]),
+        source=ModelSource(
+            path=str(folder), kind=found.kind, base=found.base, revision=found.revision, plan=applied, spec=spec
+        ),
+        detection=found,
+        tokenizer=str(folder) if (folder / "tokenizer_config.json").is_file() else str(found.base or folder),
+        system_prompt=prompt if isinstance(prompt, str) else None,
+    )
+
+
+def _open_adapter(
+    found: Detection, methods: Methods, device: str, explicit: str | None, base: str | None, *, trust_remote_code: bool
+) -> tuple[Detection, QuantizationPlan | None, list[str]]:
+    """Return the detection with its base, the recipe the base is loaded by, and what else the numbers belong to."""
+    if base is not None:
+        found = replace(found, base=base, revision=None)
+    if found.base is None:
+        raise UsageError(f"{found.path}: {ADAPTER_CONFIG} names no base model; --base names the one it was trained on")
+    if not Path(found.base).expanduser().exists():
+        fetched = _fetch(found.base, found.revision, trust_remote_code=trust_remote_code)
+        found = replace(found, base=str(fetched), revision=None)
+    recorded = found.record.base.fingerprint if found.record else None
+    here = fingerprint_base(str(found.base))
+    if recorded is not None and here != recorded:
+        raise VerificationError(
+            f"{found.path}: was trained on another base than {found.base}: {here[:19]}… here, {recorded[:19]}… recorded;"
+            " --base names the right one"
+        )
+    if found.plan is not None:
+        return found, found.plan, []
+    if found.spec is not None and base is None:
+        return found, None, [here]
+    under = detect(str(found.base), claims=methods.claims())
+    if under.stored is not None and under.stored.is_quantized:
+        return replace(found, spec=under.spec), None, [here]
+    if explicit is None:
+        raise UsageError(
+            f"{found.path}: which quantization its base had in training is recorded nowhere; --method names it"
+            " (NoQuant, QLORA, …)"
+        )
+    plan = _recipe(under, methods, device, explicit)
+    return found, plan, [here, json.dumps(plan.to_dict(), sort_keys=True)]
+
+
+def _recipe(dense: Detection, methods: Methods, device: str, method: str) -> QuantizationPlan:
+    """Return the plan by which a dense model becomes this method's while loading."""
+    from quantkit.modeling import resolve_compute_dtype
+
+    adapters = methods.info(method).adapters
+    kind = next((kind for kind in ("LoRa", "NoPeft", *adapters) if kind in adapters), "NoPeft")
+    stored = dense.stored.weights_dtype if dense.stored and dense.stored.weights_dtype else "bfloat16"
+    context = PlanContext(
+        adapter=AdapterPlan(kind=kind),  # type: ignore[arg-type]
+        device=device.partition(":")[0],
+        compute_dtype=resolve_compute_dtype("auto", device),
+        dense_dtype=stored,
+    )
+    return methods.plan(method, {}, context)
+
+
+def _folder(path: str, registry: Registry, *, trust_remote_code: bool) -> Path:
+    for folder in (Path(path).expanduser(), registry.root / path):
+        if folder.exists():
+            return folder
+    return _fetch(path, None, trust_remote_code=trust_remote_code)
+
+
+def _fetch(repo_id: str, revision: str | None, *, trust_remote_code: bool) -> Path:
+    """Return the folder of a hub id, fetched as far as it is not in the local cache."""
+    if not is_hub_id(repo_id):
+        raise UsageError(f"{repo_id}: no such file or folder, and no hub id (owner/name) either")
+    import huggingface_hub
+
+    try:
+        patterns = [*FILES, "*.py"] if trust_remote_code else list(FILES)
+        return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises its own, requests' and the system's errors
+        reason = " ".join(str(error).split())[:160]
+        raise UsageError(
+            f"{repo_id}: no such folder here, and the hub gives no answer: {type(error).__name__}: {reason}"
+        ) from None
+
+
+def _content(folder: Path) -> str:
+    """Return what stands for the content of a folder without manifest: its configuration and weight files."""
+    if folder.is_file() or not (folder / ADAPTER_CONFIG).is_file():
+        return fingerprint_base(folder)
+    files = [folder / ADAPTER_CONFIG, *sorted(folder.glob("adapter_model*"))]
+    return _hash([f"{file.name} {sha256_of(file)}" for file in files])
+
+
+def _hash(parts: list[str]) -> str:
+    """Return the one part that is a sha256 already, else a sha256 over all parts."""
+    alone = parts[0].removeprefix("sha256:")
+    return alone if len(parts) == 1 else hashlib.sha256("\n".join([alone, *parts[1:]]).encode()).hexdigest()
