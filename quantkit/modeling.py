@@ -5,6 +5,7 @@ weights are read from safetensors only; a weight the checkpoint lacks is an erro
 the spec. `AutoModelForCausalLM.from_pretrained` alone initializes missing weights at random and mentions it in a log line.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -217,7 +218,8 @@ def _with_adapter(model: Any, path: str) -> Any:
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file() or not (folder / "adapter_config.json").is_file():
         raise UsageError(f"{path}: not an adapter folder; adapter_config.json and adapter_model.safetensors are needed")
-    with one_line(path, "adapter"):
+    with one_line(path, "adapter"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns where check_adapter_tensors refuses
         stored = load_file(weights)
         model = PeftModel.from_pretrained(model, folder, is_trainable=False, autocast_adapter_dtype=True)
     check_adapter_tensors(stored, set(get_peft_model_state_dict(model)), where=path)

@@ -69,13 +69,13 @@ def test_a_file_is_no_model(tiny_model):
 
 
 def test_a_folder_without_config_is_no_model(tmp_path):
-    with pytest.raises(UsageError, match="no config.json: not a model folder"):
+    with pytest.raises(UsageError, match=r"no config.json: not a model folder"):
         load_dense(tmp_path)
 
 
 def test_an_adapter_folder_is_not_loaded_as_a_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UsageError, match="no config.json: an adapter; load it on its base"):
+    with pytest.raises(UsageError, match=r"no config.json: an adapter; load it on its base"):
         load_dense(tmp_path)
 
 
@@ -114,7 +114,7 @@ def test_a_model_type_that_transformers_does_not_know_is_one_line(copy_of_tiny):
 
 def test_a_quantization_that_was_silently_ignored_is_an_error(tiny_model, monkeypatch):
     methods = installed_methods()
-    monkeypatch.setattr(methods, "load_kwargs", lambda plan: {})
+    monkeypatch.setattr(methods, "load_kwargs", lambda _plan: {})
     with pytest.raises(VerificationError, match="Tiny-Llama: the model in memory is not what its QLORA spec says"):
         load_base(str(tiny_model), plan=plan_for("QLORA"), methods=methods, device="cpu")
 
@@ -122,7 +122,7 @@ def test_a_quantization_that_was_silently_ignored_is_an_error(tiny_model, monkey
 def test_a_method_that_needs_calibration_says_so(tiny_model, monkeypatch):
     methods = installed_methods()
     info = replace(methods.info("NoQuant"), calibration="required")
-    monkeypatch.setattr(methods, "info", lambda name: info)
+    monkeypatch.setattr(methods, "info", lambda _name: info)
     with pytest.raises(UsageError, match="NoQuant quantizes with calibration data; none was given"):
         load_base(str(tiny_model), plan=plan_for("NoQuant"), methods=methods, device="cpu")
 

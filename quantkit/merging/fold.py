@@ -103,8 +103,9 @@ def _densify(inner: Any) -> None:
 
     for name, module in linear_layers(inner).items():
         if layer_facts(module).format != "dense" or type(module).__module__.startswith("bitsandbytes."):
-            module = dense_layer(module)
-        inner.set_submodule(name, _as_the_model_had_it(module))
+            inner.set_submodule(name, _as_the_model_had_it(dense_layer(module)))
+        else:
+            inner.set_submodule(name, _as_the_model_had_it(module))
     _unmark(inner)
 
 
@@ -115,7 +116,7 @@ def _as_the_model_had_it(module: Any) -> Any:
 
     if isinstance(module, Conv1D) or vars(module).get("source_cls") is not Conv1D:
         return module
-    convolution: Any = Conv1D(module.out_features, module.in_features)  # type: ignore[misc]
+    convolution: Any = Conv1D(module.out_features, module.in_features)
     convolution.weight = nn.Parameter(module.weight.T.contiguous(), requires_grad=False)
     if module.bias is not None:
         convolution.bias = nn.Parameter(module.bias.detach(), requires_grad=False)
