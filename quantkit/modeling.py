@@ -156,6 +156,8 @@ def load_source(source: ModelSource, methods: Methods, *, device: str, trust_rem
     else:
         dtype = source.spec.lm_head_dtype if source.kind == "adapter" else "auto"
         model = _load(path, dtype=dtype, device=device, revision=source.revision, trust=trust_remote_code, extra={})
+        if source.kind == "model" and source.spec.format == "compressed-tensors" and Path(path).is_dir():
+            model = _with_packed_layers(model, Path(path))
         model = _settled(model, source.spec, path)
     return model if source.kind == "model" else _with_adapter(model, source.path)
 
@@ -183,6 +185,15 @@ def _load(path: str, *, dtype: str, device: str, revision: str | None, trust: bo
             f" {lacking[0]}; transformers would start them at random"
         )
     return model
+
+
+def _with_packed_layers(model: Any, folder: Path) -> Any:
+    """Put back the packed layers that the checkpoint's own `dequantize` made transformers unpack, so they can be measured."""
+    from quantkit.backends.compressed_tensors import repack_model
+    from quantkit.files import read_json
+
+    unpacked = read_json(folder / "config.json").get("quantization_config", {}).get("dequantize", False)
+    return repack_model(model, folder) if unpacked else model
 
 
 def _settled(model: Any, spec: QuantizationSpec, path: str) -> Any:
