@@ -1,0 +1,211 @@
+"""What does quantkit change about transformers' training loop?
+
+Four things: the loss is taken on supervised positions only, in the chosen arithmetic; the first loss or gradient norm that
+is not finite ends the run before it reaches a weight; a checkpoint appears whole or not at all; and what happens is
+counted and shown. Schedules, optimizers, accumulation, trackers and resuming stay transformers'. A loop of our own would
+have to earn all of those again. Importing this module imports transformers.
+"""
+
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from quantkit.console import Progress
+from quantkit.errors import QuantkitError, VerificationError
+from quantkit.files import new_folder, write_json
+from quantkit.training.checkpoints import FACTS, RunState, checkpoint_folders, rotate, weights_sha256
+from quantkit.training.guards import check_gradients
+from quantkit.training.interrupt import Interruption
+from quantkit.training.order import RowOrder
+from quantkit.training.supervised import output_head, supervised_loss, supervised_positions_only, supervised_tokens
+
+
+class StepTrainer(Trainer):  # type: ignore[misc]
+    """`transformers.Trainer` with our loss, guards and checkpoints."""
+
+    def __init__(
+        self, *, order: RowOrder, state: RunState, folder: Path, keep: int, watch: "StepWatch", **arguments: Any
+    ) -> None:
+        self.head = output_head(arguments["model"])
+        loss_function = supervised_loss if self.head is not None else None
+        super().__init__(compute_loss_func=loss_function, callbacks=[watch], **arguments)
+        self.remove_callback(PrinterCallback)
+        watch.trainer = self
+        self.order, self.run, self.folder, self.keep = order, state, folder, keep
+        self.run_folder = folder
+        self.rows: list[int] = []
+        self.step_loss = 0.0
+        self.gradients_checked = False
+
+    def get_train_dataloader(self) -> Any:
+        """Return batches in the run's own order."""
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            sampler=self.order,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.device.type == "cuda",
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """Return the batches of one step and how many tokens they predict, over all processes."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.head is not None and batches:  # transformers counts a row's first token too where it does not know the loss
+            items = torch.stack([supervised_tokens(batch["labels"]) for batch in batches]).sum().to(device)
+            items = self.accelerator.reduce(items) if self.args.world_size > 1 else items
+        return batches, items
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        """Run one forward and backward pass; the first one of a run also checks the gradients."""
+        self.rows += inputs.pop("rows").tolist()
+        tokens = torch.stack([inputs["attention_mask"].sum(), supervised_tokens(inputs["labels"])])
+        self.count(tokens)
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            raise QuantkitError(
+                f"{self.where()}: the device is out of memory ({str(error).splitlines()[0]}). Halve"
+                " per_device_train_batch_size and double gradient_accumulation_steps, or set gradient_checkpointing"
+            ) from None
+        if not self.gradients_checked:
+            check_gradients(self.model, where=self.where())
+            self.gradients_checked = True
+        self.step_loss += float(self.mean_over_processes(loss))
+        return loss
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
+        """Return the loss on supervised positions; raises `QuantkitError` when it is not finite."""
+        narrow = nullcontext() if self.head is None else supervised_positions_only(self.head, inputs["labels"])
+        half = self.run.arithmetic_dtype == "bfloat16"
+        with narrow, torch.autocast(self.args.device.type, torch.bfloat16, enabled=half):
+            loss = super().compute_loss(model, inputs, *arguments, **named)
+        self.require_finite(loss, "the loss")
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.require_finite(norm, "the norm of the gradients")
+        return norm
+
+    def require_finite(self, value: Any, what: str) -> None:
+        """Stop the run before a value that is not finite reaches a weight."""
+        number = value.item() if torch.is_tensor(value) else float(value)
+        if not math.isfinite(number):
+            good = checkpoint_folders(self.folder)
+            kept = f"the last good state is {good[0]}" if good else "no checkpoint was due yet (see save_steps)"
+            raise QuantkitError(
+                f"{self.where()}: {what} is {number}; the run stopped before it reached the weights, {kept}."
+                " Look at these rows, lower learning_rate, or use compute_dtype float32"
+            )
+
+    def where(self) -> str:
+        """Return the step and its rows for messages: `step 3 (rows 4, 17)`."""
+        return f"step {self.state.global_step + 1} (rows {', '.join(map(str, self.rows))})"
+
+    def count(self, tokens: Any) -> None:
+        """Add a batch's tokens and supervised tokens, over all processes."""
+        if self.args.world_size > 1:
+            tokens = self.accelerator.reduce(tokens.to(self.args.device))
+        seen, supervised = tokens.tolist()
+        self.run.tokens += seen
+        self.run.response_tokens += supervised
+
+    def mean_over_processes(self, value: Any) -> Any:
+        """Return the mean of a scalar over all processes."""
+        return self.accelerator.reduce(value, reduction="mean") if self.args.world_size > 1 else value
+
+    def _get_output_dir(self, trial: Any = None) -> str:  # noqa: ARG002
+        return str(self.run_folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.args.should_save:
+            only_adapters = {"save_embedding_layers": False} if hasattr(self.model, "peft_config") else {}
+            self.model.save_pretrained(output_dir, state_dict=state_dict, **only_adapters)
+
+    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        step = self.state.global_step
+        target = self.folder / f"checkpoint-{step}"
+        first = self.is_world_process_zero()
+        try:
+            with new_folder(target, overwrite=True) if first else nullcontext(self.folder) as temporary:
+                self.run_folder = self.same_everywhere(temporary)
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if first:
+                    inner = temporary / target.name
+                    for item in inner.iterdir():
+                        item.replace(temporary / item.name)
+                    inner.rmdir()
+                    self.run.step, self.run.weights_sha256 = step, weights_sha256(self.model)
+                    write_json(temporary / FACTS, self.run.to_dict())
+        except (OSError, RuntimeError) as error:
+            good = [path for path in checkpoint_folders(self.folder) if path != target]
+            kept = f"the last good one is {good[0]}" if good else "there is no earlier one"
+            raise QuantkitError(f"{target}: the checkpoint cannot be written: {error}; {kept}. Is the disk full?") from None
+        finally:
+            self.run_folder = self.folder
+        if first:
+            rotate(self.folder, self.keep)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if weights_sha256(self.model) != self.run.weights_sha256:
+            raise VerificationError(
+                f"{resume_from_checkpoint}: the loaded weights are not those that were saved; the model has other adapters,"
+                " or the libraries read the file differently now. Start a new run"
+            )
+
+    def same_everywhere(self, path: Path) -> Path:
+        """Return the first process's path."""
+        if self.args.world_size == 1:
+            return path
+        from accelerate.utils import broadcast_object_list
+
+        return Path(broadcast_object_list([str(path)])[0])
+
+
+class StepWatch(TrainerCallback):  # type: ignore[misc]
+    """Counts finished steps, shows them, and ends the run when a signal came."""
+
+    def __init__(self, interruption: Interruption) -> None:
+        self.trainer: StepTrainer | None = None
+        self.progress: Progress | None = None
+        self._interruption = interruption
+        self._before_s = self._start = 0.0
+        self._tokens_before = 0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clock; transformers calls this after loading a checkpoint."""
+        assert self.trainer is not None
+        self._start, self._before_s = time.perf_counter(), self.trainer.run.duration_s
+        self._tokens_before = self.trainer.run.tokens
+
+    def on_step_end(self, args: Any, _state: Any, control: Any, **_: Any) -> None:
+        """Record the step's loss, show it, and ask for a checkpoint and the end when a signal came."""
+        trainer = self.trainer
+        assert trainer is not None
+        elapsed_s = time.perf_counter() - self._start
+        trainer.run.losses.append(trainer.step_loss)
+        trainer.run.duration_s = self._before_s + elapsed_s
+        if self.progress is not None:
+            tokens_per_s = (trainer.run.tokens - self._tokens_before) / elapsed_s
+            self.progress.advance(1, loss=round(trainer.step_loss, 4), tokens_per_s=tokens_per_s, **memory_now(args.device))
+        trainer.rows, trainer.step_loss = [], 0.0
+        if self._interruption.requested:
+            control.should_training_stop = control.should_save = True
+
+
+def memory_now(device: Any) -> dict[str, int]:
+    """Return the memory in use, in bytes, under a name that says whose number it is."""
+    if device.type == "cuda":
+        return {"allocated_bytes": torch.cuda.memory_allocated(device)}
+    import psutil
+
+    return {"resident_bytes": psutil.Process().memory_info().rss}

@@ -1,0 +1,237 @@
+"""How do a prepared model, encoded rows and settings become trained weights?
+
+`train` sets transformers' Trainer up and gives the model back in the data types it came in. It decides nothing that the
+settings or the plan say.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.console import Progress, progress, warn
+from quantkit.errors import UsageError
+from quantkit.layers import bare_model
+from quantkit.plan import QuantizationPlan
+from quantkit.training.checkpoints import RunState, check_same_run, find_checkpoint, plain_settings
+from quantkit.training.guards import check_learned
+from quantkit.training.interrupt import interruptible
+from quantkit.training.precision import arithmetic_dtype, training_dtypes
+from quantkit.training.result import TrainingResult
+
+if TYPE_CHECKING:
+    from quantkit.config import RunConfig
+    from quantkit.data import PreparedData
+    from quantkit.training.loop import StepTrainer
+
+EVALUATION_SHARE = 10
+"""Held-out rows are scored before and after on at most a tenth as many rows as are trained on."""
+
+
+def train(
+    model: Any,
+    data: "PreparedData",
+    config: "RunConfig",
+    plan: QuantizationPlan,
+    *,
+    tokenizer: Any,
+    checkpoints: Path,
+    device: str,
+) -> TrainingResult:
+    """Train the model's trainable parameters in place; checkpoints are written below `checkpoints`.
+
+    Trainable parameters and optimizer are float32 while training (`quantkit.training.precision`). A first signal
+    ends the run after its step with a checkpoint and `interrupted` set.
+
+    Raises:
+        QuantkitError: a loss or gradient norm is not finite, memory is short, or a checkpoint cannot be written.
+        UsageError: the checkpoint to go on from is another run's, or a setting does not fit.
+        VerificationError: a parameter gets no gradient, the adapters learnt nothing, or no checkpoint is whole.
+    """
+    from quantkit.data.collate import Collator
+    from quantkit.training.evaluate import mean_loss
+    from quantkit.training.loop import StepTrainer, StepWatch
+    from quantkit.training.order import RowOrder
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rows_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    total = total_steps(len(data.train), config, processes)
+    checkpoint = find_checkpoint(checkpoints, config.resume_from_checkpoint, overwrite=config.overwrite)
+    state = (
+        _resumed_state(checkpoint, data, config, total)
+        if checkpoint
+        else RunState(
+            total_steps=total,
+            settings=plain_settings(config),
+            data=data.fingerprint,
+            arithmetic_dtype=arithmetic_dtype(model, config, device),
+        )
+    )
+    arguments = _arguments(config, plan, checkpoints, total, device)
+    collate = Collator(_pad_token(tokenizer))
+    held_out = data.evaluation[: max(total * rows_per_step // EVALUATION_SHARE, 1)]
+
+    def loss_of_held_out() -> float:
+        rows = config.per_device_train_batch_size
+        return mean_loss(model, held_out, collate, batch_size=rows, device=device, dtype=state.arithmetic_dtype)
+
+    with _left_as_found(model), training_dtypes(model, state.arithmetic_dtype), interruptible() as interruption:
+        order = RowOrder(
+            [len(row.input_ids) for row in data.train],
+            seed=config.seed,
+            group=rows_per_step if config.group_by_length else None,
+        )
+        watch = StepWatch(interruption)
+        trainer = StepTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=data.train,
+            data_collator=_with_rows(collate),
+            order=order,
+            state=state,
+            folder=checkpoints,
+            keep=config.save_total_limit,
+            watch=watch,
+        )
+        if held_out and state.evaluation_loss_before is None and checkpoint is None:
+            state.evaluation_loss_before = loss_of_held_out()
+        start = state.step
+        if start < total:
+            with _shown(trainer, total - start, start) as watch.progress:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        else:
+            trainer._load_from_checkpoint(str(checkpoint))
+        steps = len(state.losses)
+        after = None
+        if steps == total:
+            check_learned(model, steps=steps)
+            after = loss_of_held_out() if held_out else None
+        if interruption.requested and state.step < steps:  # the signal came when the last step was done
+            trainer._save_checkpoint(model)
+    return TrainingResult(
+        steps=steps,
+        total_steps=total,
+        losses=list(state.losses),
+        final_loss=state.losses[-1],
+        duration_s=round(state.duration_s, 3),
+        tokens=state.tokens,
+        response_tokens=state.response_tokens,
+        tokens_per_s=round(state.tokens / state.duration_s, 3),
+        arithmetic_dtype=state.arithmetic_dtype,
+        optim=str(getattr(arguments.optim, "value", arguments.optim)),
+        trainable_parameters=sum(item.numel() for item in model.parameters() if item.requires_grad),
+        evaluation_loss_before=state.evaluation_loss_before,
+        evaluation_loss_after=after,
+        evaluation_rows=len(held_out),
+        interrupted=interruption.requested,
+        resumed_from=start if checkpoint else None,
+    )
+
+
+def total_steps(rows: int, config: "RunConfig", processes: int = 1) -> int:
+    """Return the number of optimizer steps: `max_steps`, else what `num_train_epochs` over this many rows gives."""
+    if config.max_steps > 0:
+        return config.max_steps
+    batches = math.ceil(rows / (config.per_device_train_batch_size * processes))
+    return math.ceil(config.num_train_epochs * math.ceil(batches / config.gradient_accumulation_steps))
+
+
+def _resumed_state(checkpoint: Path, data: "PreparedData", config: "RunConfig", total: int) -> RunState:
+    state = RunState.read(checkpoint)
+    check_same_run(state, config, data.fingerprint, where=checkpoint)
+    if state.total_steps != total:
+        warn(
+            f"the checkpoint's run was to have {state.total_steps} steps, this one has {total}:"
+            " the learning rate goes on along the new schedule"
+        )
+        state.total_steps = total
+    return state
+
+
+def _arguments(config: "RunConfig", plan: QuantizationPlan, folder: Path, total: int, device: str) -> Any:
+    """Return `transformers.TrainingArguments`; raises `UsageError` for an optimizer or tracker that is not there."""
+    import torch
+    from transformers import TrainingArguments
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    known = {item.name for item in fields(TrainingArguments)}
+    prefix = "activation" if "activation_checkpointing" in known else "gradient"  # the name before transformers 5.23
+    recompute = {
+        f"{prefix}_checkpointing": config.gradient_checkpointing,
+        f"{prefix}_checkpointing_kwargs": {"use_reentrant": False} if config.gradient_checkpointing else None,
+    }
+    try:
+        for tracker in get_reporting_integration_callbacks(list(config.report_to)):
+            tracker()
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            use_cpu=torch.device(device).type == "cpu",
+            max_steps=total,
+            per_device_train_batch_size=config.per_device_train_batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type=config.lr_scheduler_type,
+            warmup_steps=config.warmup_steps,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            optim=config.optim or plan.optim or "adamw_torch",
+            seed=config.seed,
+            logging_steps=config.logging_steps,
+            logging_nan_inf_filter=False,
+            save_strategy="steps" if config.save_steps else "no",
+            save_steps=config.save_steps or total,
+            report_to=list(config.report_to) or "none",
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            **recompute,
+        )
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise UsageError(f"settings: optim or report_to: {str(error).splitlines()[0]}") from None
+    wanted = torch.device(device)
+    if wanted.index is not None and wanted != arguments.device:
+        raise UsageError(f"device {device}: training runs on {arguments.device}; choose the GPU with CUDA_VISIBLE_DEVICES")
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # one process trains on one GPU; more come with torchrun, not with threads
+    return arguments
+
+
+def _pad_token(tokenizer: Any) -> int:
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+
+
+def _with_rows(collate: Any) -> Any:
+    """Return a collator that also says which rows of the data set a batch holds."""
+
+    def batch_of(rows: Sequence[Any]) -> dict[str, Any]:
+        import torch
+
+        return {**collate(rows), "rows": torch.tensor([row.row for row in rows])}
+
+    return batch_of
+
+
+@contextmanager
+def _shown(trainer: "StepTrainer", steps: int, start: int) -> Iterator[Progress | None]:
+    """Show a progress on the first process."""
+    title = f"train from step {start}" if start else "train"
+    with progress(title, steps, unit="steps") if trainer.is_world_process_zero() else nullcontext() as shown:
+        yield shown
+
+
+@contextmanager
+def _left_as_found(model: Any) -> Iterator[None]:
+    """Undo what the Trainer sets on a model: the cache switch, recomputing, training mode, gradients."""
+    base = bare_model(model)
+    cache, mode = getattr(base.config, "use_cache", None), model.training
+    try:
+        yield
+    finally:
+        base.config.use_cache = cache
+        new_name = hasattr(base, "activation_checkpointing_disable")  # since transformers 5.23
+        if base.is_activation_checkpointing if new_name else base.is_gradient_checkpointing:
+            (base.activation_checkpointing_disable if new_name else base.gradient_checkpointing_disable)()
+        model.zero_grad(set_to_none=True)
+        model.train(mode)
