@@ -5,6 +5,7 @@ a response, does generation stop on that? `{% generation %}` masks are not used:
 and Gemma-3 have none. Training and evaluation render through this class, so both see the same text.
 """
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,9 @@ PLAIN_TEMPLATE = (
     "{% else %}{{ message['content'] + eos_token + '\\n' }}{% endif %}{% endfor %}"
 )
 """For tokenizers without a chat template (base models): system text, blank line, question, newline, answer, end token."""
+
+HALF_A_TOKEN = re.compile(r"<[^<>]*$")
+"""What two different tokens such as `<|end|>` and `<|return|>` begin with."""
 
 QUESTIONS = ("quantkit-probe-a", "quantkit-probe-c")
 ANSWERS = ("quantkit-probe-b", "quantkit-probe-d")
@@ -167,7 +171,7 @@ class ChatFormat:
         try:
             two = self.render(_turns(QUESTIONS, ANSWERS))
             after = _after(two, ANSWERS[0])
-            self.turn_end = after[: _shared(after, _after(two, ANSWERS[1]))].strip()
+            self.turn_end = HALF_A_TOKEN.sub("", after[: _shared(after, _after(two, ANSWERS[1]))]).strip()
         except RowError:
             self.turn_end = self.final_end
         ends = self.tokenizer(self.final_end, add_special_tokens=False, verbose=False)["input_ids"] if self.final_end else []

@@ -37,6 +37,19 @@ THINKS_FIRST = (
 )
 """Like DeepSeek-R1's: asks with an opened thought that it does not write for given answers."""
 
+ENDS_TWICE = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}"
+    "{{ '<|assistant|>\\n' if add_generation_prompt else eos_token }}"
+)
+"""Like Phi-3's: an end after each turn, and eos after the last."""
+
+ENDS_DIFFER = (
+    "{% for m in messages %}{{ '<|start|>' + m.role + '<|message|>' + m.content }}"
+    "{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+"""Like gpt-oss's: the last answer ends in another token than those before it."""
+
 NO_END = (
     "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
