@@ -40,6 +40,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     >>> did_you_mean("lora_rr", ["lora_r", "seed"])
     " Did you mean 'lora_r'?"
     """
-    by_lower = {name.lower(): name for name in known}
+    by_lower = {name.lower(): str(name) for name in known}
     close = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return f" Did you mean {by_lower[close[0]]!r}?" if close else ""

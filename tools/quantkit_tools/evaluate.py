@@ -84,10 +84,10 @@ def evaluate_path(flags: Flags, path: str) -> ArtifactResult:
     from quantkit_registry.store import Registry
     from quantkit_tools.opening import open_path
 
-    methods, registry, device = installed_methods(), Registry(flags.registry), resolve_device(flags.device)
+    methods, registry = installed_methods(), Registry(flags.registry)
     trust = flags.trust_remote_code
     opened = open_path(
-        path, methods, registry=registry, device=device, method=flags.method, base=flags.base, trust_remote_code=trust
+        path, methods, registry=registry, device=flags.device, method=flags.method, base=flags.base, trust_remote_code=trust
     )
     evidence = [f"{source}: {statement}" for source, statement in opened.detection.evidence]
     console.say(f"{opened.name}: {opened.detection.kind}, {opened.source.spec.method} ({evidence[0]})")
@@ -98,7 +98,7 @@ def evaluate_path(flags: Flags, path: str) -> ArtifactResult:
         seed=flags.seed,
         system_prompt=opened.system_prompt if flags.system_prompt is None else flags.system_prompt,
     )
-    memory = MemoryLog()
+    device, memory = resolve_device(flags.device), MemoryLog()
     tokenizer = load_tokenizer(opened.tokenizer, trust_remote_code=trust)
     with memory.stage("load"):
         model = load_source(opened.source, methods, device=device, trust_remote_code=trust)

@@ -9,20 +9,17 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from quantkit.errors import UsageError, VerificationError
 from quantkit.files import artifact_hash, sha256_of, verify_manifest
 from quantkit.methods import Methods, require_usable
+from quantkit.modeling import ModelSource, resolve_compute_dtype, resolve_device
 from quantkit.plan import AdapterPlan, PlanContext, QuantizationPlan
 from quantkit_registry.adapters import ADAPTER_CONFIG
 from quantkit_registry.detect import Detection, detect
 from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.hub import is_hub_id
 from quantkit_registry.store import Registry
-
-if TYPE_CHECKING:
-    from quantkit.modeling import ModelSource
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """What is fetched of a hub id: no pickles, no code."""
@@ -35,7 +32,7 @@ class Opened:
     name: str
     artifact: str
     """sha256 over the content, and over the recipe where it was named explicitly."""
-    source: "ModelSource"
+    source: ModelSource
     detection: Detection
     tokenizer: str
     """Folder or hub id of its tokenizer."""
@@ -53,7 +50,7 @@ def open_path(
     base: str | None = None,
     trust_remote_code: bool = False,
 ) -> Opened:
-    """Detect what a path is and decide how it is loaded, before weights are read.
+    """Detect what a path is and decide how it is loaded, before weights are read (and torch, if that can be avoided).
 
     Raises:
         UsageError: nothing that can be loaded is there, or its recipe is not known and was not named.
@@ -78,8 +75,7 @@ def open_path(
             f"{path}: {'; '.join(f'{source}: {text}' for source, text in found.evidence)}; --method names how to load it"
         )
     if applied is not None:
-        require_usable(methods, [applied.method], device.partition(":")[0])
-    from quantkit.modeling import ModelSource
+        require_usable(methods, [applied.method], resolve_device(device).partition(":")[0])
 
     data = found.record.data if found.record else {}
     prompt = data.get("system_prompt")
@@ -131,8 +127,7 @@ def _open_adapter(
 
 def _recipe(dense: Detection, methods: Methods, device: str, method: str) -> QuantizationPlan:
     """Return the plan by which a dense model becomes this method's while loading."""
-    from quantkit.modeling import resolve_compute_dtype
-
+    device = resolve_device(device)
     adapters = methods.info(method).adapters
     kind = next((kind for kind in ("LoRa", "NoPeft", *adapters) if kind in adapters), "NoPeft")
     stored = dense.stored.weights_dtype if dense.stored and dense.stored.weights_dtype else "bfloat16"
