@@ -111,6 +111,17 @@ def memory_rows(log: MemoryLog) -> tuple[list[Column], list[list[object]]]:
     return columns, rows
 
 
+def free_bytes(device: str) -> int:
+    """Return the bytes that could be allocated on a device now: free GPU memory, or memory available to the process."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
 class _Running:
     """Peaks of a stage that has not ended; all of them share the kernel's and CUDA's one mark each."""
 

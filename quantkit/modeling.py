@@ -80,7 +80,9 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_compute_dtype(compute_dtype: str, device: str) -> str:
-    """Return the data type to compute in: `auto` is bfloat16 where the device has it, else float16 (CUDA) or float32 (CPU).
+    """Return the data type to compute in: `auto` is bfloat16 where it is fast, else float16 (CUDA) or float32 (CPU).
+
+    A CPU multiplies bfloat16 fast with AMX only; with AVX-512 alone, float32 has twice the speed (80 against 160 GFLOP/s).
 
     Raises:
         UsageError: the name is no dense data type.
@@ -93,7 +95,7 @@ def resolve_compute_dtype(compute_dtype: str, device: str) -> str:
         return compute_dtype
     if device.startswith("cuda"):
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+    return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
 
 
 def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:

@@ -224,7 +224,7 @@ def test_auto_picks_a_device_and_a_data_type_that_are_there():
 
 
 def test_a_cpu_without_bfloat16_computes_in_float32(monkeypatch):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert resolve_compute_dtype("auto", "cpu") == "float32"
 
 

@@ -30,6 +30,8 @@ class PreparedData:
     fingerprint: str
     """sha256, hexadecimal; changes with the rows, their number, the system prompt, the template and `max_length`."""
     report: DataReport
+    system_prompt: str = ""
+    """System turn put before rows that bring none; models are asked with it later. Empty: none."""
 
 
 def prepare_data(
@@ -76,6 +78,7 @@ def prepare_data(
         evaluation=evaluation.rows if evaluation else [],
         fingerprint=_fingerprint(rows, train.rows, settings, ref),
         report=report,
+        system_prompt=(ref.task.system_prompt if ref.task else "") if system_prompt is None else system_prompt,
     )
 
 

@@ -36,6 +36,8 @@ class CommandFlags:
     """Which of the file's runs."""
     dry_run: bool = False
     """Print the plan and stop."""
+    json: bool = False
+    """Print one JSON object; human text goes to stderr."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class TrainFlags:
 
     config: RunConfig
     dry_run: bool = False
+    json: bool = False
     run_name: str | None = None
     """Name of the run in the file of `--config`; None without a file."""
 
@@ -58,7 +61,7 @@ def parse_train_flags(arguments: list[str], *, methods: Methods | None = None) -
     if {"-h", "--help"}.intersection(arguments):
         _show_help(arguments, methods)
     flags = read_flags(arguments, methods)
-    command = {name: flags.pop(f"--{name}", None) for name in ("config", "run", "dry_run")}
+    command = {name: flags.pop(f"--{name}", None) for name in ("config", "run", "dry_run", "json")}
     for name in ("config", "run"):
         if command[name] is True or isinstance(command[name], list):
             raise UsageError(f"--{name} wants one value")
@@ -76,7 +79,7 @@ def parse_train_flags(arguments: list[str], *, methods: Methods | None = None) -
         raise UsageError("--run chooses a run of a file; name the file with --config FILE")
     choices = {name.removeprefix("--"): value for name, value in flags.items()}
     config = RunConfig.from_mapping(with_choices(values, choices), where=where, methods=methods)
-    return TrainFlags(config=config, dry_run=bool(command["dry_run"]), run_name=run_name)
+    return TrainFlags(config=config, dry_run=bool(command["dry_run"]), json=bool(command["json"]), run_name=run_name)
 
 
 def read_flags(arguments: Iterable[str], methods: Methods) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+"""On what was this made? Versions and hardware, as an artifact's record keeps them."""
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = ("quantkit", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "compressed-tensors")
+
+
+def describe_environment(device: str) -> dict[str, str | int]:
+    """Return versions, platform and the device's own name as plain JSON data."""
+    facts: dict[str, str | int] = {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "device": device,
+        "device_name": _device_name(device),
+        "cpu_count": os.cpu_count() or 0,
+    }
+    return facts | {name: found for name in PACKAGES if (found := _version(name))}
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,231 @@
+"""Which steps make a run? Plain functions from one step's result to the next, which `train.run` calls in order.
+
+There is no pipeline object: what a step needs stands in its arguments, and leaving one out or putting one between is
+editing a dozen lines.
+"""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.console import format_bytes, format_duration, say, table, warn
+from quantkit.environment import describe_environment
+from quantkit.errors import VerificationError
+from quantkit.fidelity import Fidelity
+from quantkit.memory import MemoryLog, free_bytes, memory_rows
+from quantkit.methods import Methods
+from quantkit.plan import QuantizationPlan
+from quantkit_registry.fingerprints import fingerprint_base
+from quantkit_registry.records import ArtifactRecord, BaseReference, MergeRecord
+from quantkit_tools.planning import RunPlan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantkit.data import PreparedData
+    from quantkit.training.result import TrainingResult
+
+LARGEST_MEAN_KL = 0.01
+"""Mean KL divergence in nats from adapter on its base, above which a merged model is not saved."""
+LARGEST_RELOAD_KL = 1e-4
+"""The same between the model in memory and the saved folder, loaded again in the same data type."""
+PROBE_ROWS = 16
+PROBE_TEXT = "The quick brown fox jumps over the lazy dog, and 3 + 4 = 7."
+"""What models are compared on where a run has no rows."""
+
+
+def load_tokenizer(run: RunPlan) -> Any:
+    """Load the base's tokenizer."""
+    from quantkit import modeling
+
+    config = run.config
+    return modeling.load_tokenizer(
+        config.model_name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+
+
+def prepare_rows(run: RunPlan, tokenizer: Any) -> "PreparedData":
+    """Read, render and check the run's rows, and print what was found."""
+    from quantkit.data import prepare_data
+    from quantkit.skeleton import read_stop_tokens
+
+    config = run.config
+    data = prepare_data(
+        dataset=str(config.dataset_name),
+        tokenizer=tokenizer,
+        max_length=config.max_length,
+        eval_dataset=config.eval_dataset_name,
+        system_prompt=config.system_prompt,
+        trunc_train=config.trunc_train,
+        on_bad_rows=config.on_bad_rows,
+        stop_token_ids=read_stop_tokens(config.model_name_or_path, tokenizer, revision=config.revision),
+    )
+    for line in data.report.lines():
+        say(line)
+    return data
+
+
+def load_trainable(run: RunPlan, methods: Methods) -> Any:
+    """Load the base as the plan wants it, make it ready to train and attach fresh adapters."""
+    from quantkit.modeling import attach_adapter, load_base
+
+    config = run.config
+    model = load_base(
+        config.model_name_or_path,
+        plan=run.plan,
+        methods=methods,
+        device=run.device,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if config.dataset_name is None:
+        return model
+    return attach_adapter(methods.prepare_model(run.plan, model), run.plan.adapter, config.seed)
+
+
+def train(run: RunPlan, model: Any, data: "PreparedData", tokenizer: Any) -> "TrainingResult":
+    """Train the adapters (or, without any, the whole model) in place."""
+    from quantkit.training import train
+
+    return train(model, data, run.config, run.plan, tokenizer=tokenizer, checkpoints=run.checkpoints, device=run.device)
+
+
+def probe_rows(data: "PreparedData | None", tokenizer: Any) -> list[list[int]]:
+    """Return the token ids on which models are compared: held-out rows where there are some, else training rows."""
+    if data is None:
+        return [tokenizer(PROBE_TEXT)["input_ids"]]
+    return [row.input_ids for row in (data.evaluation or data.train)[:PROBE_ROWS]]
+
+
+def merge_adapters(
+    run: RunPlan, model: Any, methods: Methods, reference: "Tensor", rows: list[list[int]]
+) -> tuple[Any, dict[str, Any]]:
+    """Fold the adapters in; return the float32 model and how far it is from `reference`, for the record.
+
+    `reference` are the logits of the adapter on the base it was trained on, over `rows`.
+
+    Raises:
+        VerificationError: the merged model predicts something else than the adapter on its base.
+    """
+    from quantkit.fidelity import compare_logits, probe_logits
+
+    merged = methods.post_train_merge(run.plan, model)
+    fidelity = compare_logits(reference, probe_logits(merged, rows))
+    say(f"merged against adapter on base: {fidelity}")
+    _refuse_unfaithful(fidelity, run.plan)
+    return merged, {"merge": fidelity.to_dict()}
+
+
+def _refuse_unfaithful(fidelity: Fidelity, plan: QuantizationPlan) -> None:
+    if fidelity.mean_kl > LARGEST_MEAN_KL:
+        raise VerificationError(
+            f"the merged model is not the one that was trained on {plan.method}: {fidelity}; a mean KL above"
+            f" {LARGEST_MEAN_KL} nats is not saved. merge_after_train=False keeps the adapter"
+        )
+
+
+def save(
+    run: RunPlan,
+    model: Any,
+    tokenizer: Any,
+    record: ArtifactRecord,
+    *,
+    reference: "Tensor | None",
+    rows: list[list[int]],
+) -> None:
+    """Cast to what is to be stored, write, load again with plain transformers, compare, and only then rename into place.
+
+    Raises:
+        VerificationError: what was written does not predict what the model in memory predicts.
+    """
+    from quantkit.saving import save_artifact
+    from quantkit.storable import store_dense_as
+
+    if run.kind == "model":
+        model = store_dense_as(model, run.config.save_dtype, lm_head_dtype=run.config.lm_head_dtype)
+
+    def verify(folder: Path) -> dict[str, Any]:
+        return _reload(run, folder, model, reference, rows) if run.kind == "model" else {}
+
+    written = save_artifact(
+        run.target, model=model, tokenizer=tokenizer, record=record.to_dict(), verify=verify, overwrite=run.config.overwrite
+    )
+    say(f"written and read back: {written['verification']['read_back']}")
+    if run.checkpoints.exists() and not run.config.save_steps:
+        shutil.rmtree(run.checkpoints)
+
+
+def _reload(run: RunPlan, folder: Path, model: Any, reference: "Tensor | None", rows: list[list[int]]) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    from quantkit.backends import keep_layout
+    from quantkit.fidelity import compare_logits, probe_logits
+
+    needed = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if (free := free_bytes(run.device)) < 1.5 * needed:
+        said = f"not done: loading it again needs {format_bytes(int(1.5 * needed))}, {format_bytes(free)} are free"
+        warn(f"reload check {said}")
+        return {"reload": said}
+    logging.disable_progress_bar()
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map={"": run.device}, use_safetensors=True)
+    keep_layout(again)
+    logits = probe_logits(again, rows)
+    reloaded = compare_logits(probe_logits(model, rows), logits)
+    say(f"loaded again against in memory:  {reloaded}")
+    if reloaded.mean_kl > LARGEST_RELOAD_KL:
+        raise VerificationError(f"the saved model is not the one in memory: {reloaded}; nothing was kept")
+    found = {"reload": reloaded.to_dict()}
+    if reference is not None:
+        stored = compare_logits(reference, logits)
+        say(f"as stored against adapter on base: {stored}")
+        _refuse_unfaithful(stored, run.plan)
+        found["merge_as_stored"] = stored.to_dict()
+    return found
+
+
+def make_record(
+    run: RunPlan,
+    *,
+    data: "PreparedData | None",
+    training: "TrainingResult | None",
+    memory: MemoryLog,
+    verification: dict[str, Any],
+) -> ArtifactRecord:
+    """Put together what `quantization_metadata.json` will say."""
+    config = run.config
+    facts: dict[str, Any] = {}
+    if data is not None:
+        facts = {"dataset": config.dataset_name, "fingerprint": data.fingerprint, "system_prompt": data.system_prompt}
+        facts |= data.report.to_dict()
+    return ArtifactRecord(
+        name=run.name,
+        kind="adapter" if run.kind == "adapter" else "model",
+        quantization=run.stored,
+        recipe=run.plan,
+        base=BaseReference(
+            name_or_path=run.base,
+            revision=config.revision,
+            fingerprint=fingerprint_base(run.base, revision=config.revision),
+        ),
+        adapter=None if run.plan.adapter.kind == "NoPeft" else run.plan.adapter,
+        merge=MergeRecord(policy="dequantized", dtype=config.save_dtype) if run.merges else None,
+        training={} if training is None else training.to_dict() | {"settings": config.to_dict()},
+        data=facts,
+        memory=memory.to_dict(),
+        environment=describe_environment(run.device),
+        verification=verification,
+    )
+
+
+def report(run: RunPlan, training: "TrainingResult | None", memory: MemoryLog) -> None:
+    """Print what the run did and what it took."""
+    columns, rows = memory_rows(memory)
+    table("Peak memory", columns, rows)
+    if training is not None:
+        say(
+            f"trained {training.steps} steps in {format_duration(training.duration_s)}: loss {training.losses[0]:.3f} ->"
+            f" {training.losses[-1]:.3f}, {training.tokens_per_s:,.0f} tokens/s"
+        )
+    say(f"artifact: {run.target}", style="bold")
+    say(f"next: quantkit evaluate {run.target}")

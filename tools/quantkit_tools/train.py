@@ -1,0 +1,70 @@
+"""`quantkit train`: fine-tune, merge, save. The order of a run's steps stands here; the steps stand in `stages`."""
+
+import sys
+from typing import Any
+
+from quantkit import console
+from quantkit.config import RunConfig
+from quantkit.fidelity import probe_logits
+from quantkit.files import refuse_existing
+from quantkit.memory import MemoryLog
+from quantkit.methods import installed_methods
+from quantkit_tools import stages
+from quantkit_tools.flags import parse_train_flags
+from quantkit_tools.planning import announce, plan_run
+
+INTERRUPTED = 130
+
+
+def main(arguments: list[str]) -> int:
+    """Run `quantkit train`."""
+    flags = parse_train_flags(arguments)
+    if flags.json:
+        console.use_stderr()
+    return run(flags.config, dry_run=flags.dry_run, json=flags.json)
+
+
+def run(config: RunConfig, *, dry_run: bool = False, json: bool = False) -> int:
+    """Carry out one run and return the exit code; the script and the verb both call this.
+
+    Raises:
+        QuantkitError: what is wrong with settings, data, model or result; nothing half-written is left.
+    """
+    methods, memory = installed_methods(), MemoryLog()
+    plan = plan_run(config, methods)
+    announce(plan)
+    if dry_run:
+        if json:
+            console.emit_json(plan.to_dict())
+        return 0
+    refuse_existing(plan.target, overwrite=config.overwrite)
+    tokenizer = stages.load_tokenizer(plan)
+    data = stages.prepare_rows(plan, tokenizer) if config.dataset_name else None
+    with memory.stage("load"):
+        model = stages.load_trainable(plan, methods)
+    result, reference = None, None
+    verification: dict[str, Any] = {}
+    rows = stages.probe_rows(data, tokenizer)
+    if data is not None:
+        with memory.stage("train"):
+            result = stages.train(plan, model, data, tokenizer)
+        if result.interrupted:
+            console.say(
+                f"interrupted after step {result.steps} of {result.total_steps}; go on with resume_from_checkpoint=true"
+            )
+            return INTERRUPTED
+    if plan.merges:
+        with memory.stage("merge"):
+            reference = probe_logits(model, rows)
+            model, verification = stages.merge_adapters(plan, model, methods, reference, rows)
+    with memory.stage("save"):
+        record = stages.make_record(plan, data=data, training=result, memory=memory, verification=verification)
+        stages.save(plan, model, tokenizer, record, reference=reference, rows=rows)
+    stages.report(plan, result, memory)
+    if json:
+        console.emit_json({"artifact": str(plan.target), "name": plan.name})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
