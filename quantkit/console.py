@@ -99,7 +99,11 @@ def progress(title: str, total: int, *, unit: str = "") -> Iterator[Progress]:
     """Show how far a loop of `total` rounds is: a live bar on a terminal, now and then a line elsewhere."""
     console = _console(_to_stderr)
     if _live is not None:
-        yield _Bar(_live, title, total, unit)
+        inner = _Bar(_live, title, total, unit)
+        try:
+            yield inner
+        finally:
+            inner.remove()
     elif not console.is_terminal or console.is_dumb_terminal:
         lines = _Lines(console, title, total, unit)
         yield lines
@@ -140,7 +144,7 @@ def _bars(console: "Console") -> "RichProgress":
 
 
 class _Bar:
-    """A bar of the one live display; a loop inside a loop adds a second one to it."""
+    """A bar of the one live display; a loop inside a loop adds a second one to it while it lasts."""
 
     def __init__(self, bars: "RichProgress", title: str, total: int, unit: str) -> None:
         self._bars = bars
@@ -149,6 +153,10 @@ class _Bar:
     def advance(self, n: int = 1, **fields: object) -> None:
         more: dict[str, Any] = {"note": describe_fields(fields)} if fields else {}
         self._bars.update(self._task, advance=n, **more)
+
+    def remove(self) -> None:
+        """Take the bar off the display."""
+        self._bars.remove_task(self._task)
 
 
 class _Lines:
