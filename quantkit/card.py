@@ -111,10 +111,11 @@ def summary(record: Mapping[str, Any]) -> str:
     elif merge:
         text = f"{base}, fine-tuned with a {label} adapter {trained_on}; the adapter is folded in."
         if spec.is_quantized and not stored.is_quantized:
+            bits = f"{spec.weights_bits} bit"
             text += (
-                f" **The stored weights are {describe(stored)}, not {spec.weights_bits} bit**: {spec.weights_bits} bit is how"
+                f" **The stored weights are {describe(stored)}, not {bits}**: {bits} is how the base was held while training."
+                " It was dequantized to fold the adapter in, so that the update is not rounded away."
             )
-            text += " the base was held while training; it was dequantized to fold the adapter in, so that the update is not rounded away."
     elif record.get("training"):
         text = f"{base}, all weights fine-tuned, stored as {describe(stored)}."
     elif stored.is_quantized:
@@ -156,6 +157,12 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
         said.append("The base also quantized activations while training; dense weights cannot repeat that and only come close.")
     if record["kind"] == "adapter" and spec.is_quantized:
         said.append("On the unquantized base the adapter computes something else than what was trained and measured.")
+    held = spec if record["kind"] == "adapter" else QuantizationSpec.from_dict(record["quantization"])
+    if held.format == "bitsandbytes" and held.weights_bits == 4:
+        said.append(
+            "On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights for inference and rounds their scales to bfloat16:"
+            " logits come out slightly different there."
+        )
     if not is_hub_id(base):
         mark = f" Its files have the fingerprint `{base['fingerprint']}`." if base.get("fingerprint") else ""
         said.append(f"The base was read from a local folder, so its name alone does not identify it.{mark}")
@@ -195,7 +202,8 @@ def _adapter_rows(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _data(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data report as one mapping, whether the record nests it under `report` or not."""
     data = dict(record.get("data") or {})
-    return {**data, **(data.pop("report", None) or {})}
+    report = data.pop("report", None) or {}
+    return {**data, **report}
 
 
 def _sources(data: Mapping[str, Any]) -> list[str]:

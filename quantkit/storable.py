@@ -30,7 +30,7 @@ def check_before_saving(model: Any, record: Mapping[str, Any]) -> dict[str, Any]
     is_adapter = bare_model(model) is not model
     if is_adapter != (record["kind"] == "adapter"):
         raise UsageError(
-            f"the record says kind {record['kind']!r}, but the model {'carries' if is_adapter else 'carries no'} adapter;"
+            f"the record says kind {record['kind']!r}, but the model carries {'an' if is_adapter else 'no'} adapter;"
             " one folder is one kind of artifact"
         )
     tensors = tensors_to_store(model, is_adapter)
