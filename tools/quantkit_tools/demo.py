@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.console import format_duration, say
-from quantkit.errors import QuantkitError
+from quantkit.console import format_duration, say, table
+from quantkit.errors import QuantkitError, VerificationError
 from quantkit.files import read_manifest, write_text
 
 HELD_OUT = ("unseen_numbers", "unseen_templates")

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from quantkit_registry.detect import detect
-from quantkit_registry.lineage import how_made
-from quantkit_registry.store import Artifact, Registry
-
 from quantkit.errors import QuantkitError, VerificationError
 from quantkit.headers import read_stored_weights
 from quantkit.methods import installed_methods
+from quantkit_registry.detect import detect
+from quantkit_registry.lineage import how_made
+from quantkit_registry.store import Artifact, Registry
 
 
 def describe(entry: Artifact) -> dict[str, Any]:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from quantkit_registry.detect import Detection, detect
-from quantkit_registry.lineage import lineage
-from quantkit_registry.store import Artifact, Registry
-from quantkit_registry.verify import Check, verify
 
 from quantkit import console
 from quantkit.console import Column, format_bytes
 from quantkit.errors import UsageError, VerificationError, did_you_mean
 from quantkit.methods import installed_methods
+from quantkit_registry.detect import Detection, detect
+from quantkit_registry.lineage import lineage
+from quantkit_registry.store import Artifact, Registry
+from quantkit_registry.verify import Check, verify
 from quantkit_tools.listing import describe, scores_of
 
 HELP_FLAGS = ("-h", "--help", "help")
