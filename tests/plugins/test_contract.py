@@ -2,11 +2,10 @@
 
 from typing import ClassVar
 
-from quantkit_registry.names import ArtifactName, format_name, parse_name
-
 from quantkit.methods import Methods
 from quantkit.plan import MethodInfo
 from quantkit.testing import MethodContract
+from quantkit_registry.names import ArtifactName, format_name, parse_name
 
 
 class NamedContract(MethodContract):

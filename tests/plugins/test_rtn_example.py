@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from quantkit_registry.names import ArtifactName, format_name, parse_name
 
 from quantkit import AdapterPlan, PlanContext, QuantizationPlan, Stage
 from quantkit.methods import Methods, installed_methods
+from quantkit_registry.names import ArtifactName, format_name, parse_name
 from tests.plugins.example import build_distribution, readme_block
 
 pytest.importorskip("compressed_tensors")
@@ -87,12 +87,11 @@ def test_the_readme_quantizes_saves_and_the_folder_loads_plainly_with_equal_logi
 def test_a_saved_artifact_is_detected_loaded_measured_and_evaluated(
     methods: Methods, plan: QuantizationPlan, tiny_model: Path, tmp_path: Path
 ) -> None:
-    from quantkit_registry.detect import detect
-    from quantkit_registry.records import ArtifactRecord, BaseReference
-
     from quantkit.evaluation.run import evaluate_model
     from quantkit.modeling import ModelSource, load_base, load_source, load_tokenizer
     from quantkit.saving import save_artifact
+    from quantkit_registry.detect import detect
+    from quantkit_registry.records import ArtifactRecord, BaseReference
 
     name = format_name(ArtifactName.of(base="Tiny-Llama", dataset=None, adapter=plan.adapter, recipe=plan.spec))
     base = BaseReference(name_or_path=str(tiny_model))
