@@ -144,7 +144,9 @@ def weights_table(record: Mapping[str, Any]) -> str:
     """Return the spec of the stored weights (an adapter's: of its base) as a table."""
     names = {name: value for name, value in record["quantization"].items() if value not in (None, [], {}, False)}
     if record["kind"] == "adapter":
-        return "The adapter's own weights are float32. Its base must be loaded as:\n\n" + _table("", "base", names.items())
+        return "The folder holds the adapter only. The base that it is loaded on must be:\n\n" + _table(
+            "", "base", names.items()
+        )
     return _table("", "stored weights", names.items())
 
 

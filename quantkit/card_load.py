@@ -53,7 +53,9 @@ def _adapter_lines(record: Mapping[str, Any], base: str, spec: QuantizationSpec)
         f"base = {json.dumps(base if revision else f'path/to/{base}')}",
         f"folder = {json.dumps('path/to/' + record['name'])}",
         *config,
-        f"model = AutoModelForCausalLM.from_pretrained({', '.join(arguments)})",
+        "model = AutoModelForCausalLM.from_pretrained(",
+        *(f"    {argument}," for argument in arguments),
+        ")",
         "model = PeftModel.from_pretrained(model, folder).eval()",
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import QuantkitError, UsageError, VerificationError
-from quantkit.files import new_folder, refuse_existing, write_json, write_text
+from quantkit.files import new_folder, read_json, refuse_existing, write_json, write_text
 from quantkit.spec import QuantizationSpec
 from quantkit.storable import check_before_saving, make_generation_config_saveable, tensors_to_store
 
@@ -61,6 +61,7 @@ def save_artifact(
             _write_adapter(folder, model, record)
         else:
             model.save_pretrained(folder, max_shard_size=max_shard_size)
+            _state_dtype(folder / "config.json", QuantizationSpec.from_dict(record["quantization"]))
         tokenizer.save_pretrained(folder)
         found = check_written(folder, model, record)
         verification = {**record.get("verification", {}), **checked, **found, **(dict(verify(folder)) if verify else {})}
@@ -143,12 +144,18 @@ def _write_adapter(folder: Path, model: Any, record: Mapping[str, Any]) -> None:
     model.save_pretrained(folder, save_embedding_layers=False)
 
 
+def _state_dtype(path: Path, spec: QuantizationSpec) -> None:
+    """Let a dense model's configuration name the type of its linear layers; transformers writes that of the first weight."""
+    config = read_json(path)
+    if not spec.is_quantized and config.get("dtype") != spec.weights_dtype:
+        write_json(path, config | {"dtype": spec.weights_dtype})
+
+
 def _check_written_adapter(folder: Path, model: Any, base: Mapping[str, Any]) -> None:
     import torch
     from safetensors.torch import load_file
 
     from quantkit.adapters import check_adapter_tensors
-    from quantkit.files import read_json
 
     expected = tensors_to_store(model, True)
     stored = load_file(folder / "adapter_model.safetensors")

@@ -47,7 +47,7 @@ def store_dense_as(model: Any, dtype: str, *, lm_head_dtype: str | None = None) 
     """Cast what is not quantized to the data type it is to be stored in; return the model.
 
     Quantized weights, their scales, and buffers (rotary frequencies and the like) stay as they are. The head may have a type of
-    its own; where it is tied to the embeddings, they get it too.
+    its own; where it is tied to the embeddings, they get it too. `from_pretrained` casts it to the model's type on loading.
     """
     import torch
 

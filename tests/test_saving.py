@@ -179,6 +179,20 @@ def test_a_tied_head_takes_the_embeddings_along(dense: Any) -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+def test_a_head_of_its_own_type_is_stored_and_the_model_still_loads_in_the_type_of_its_layers(
+    dense: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    from quantkit.headers import read_stored_weights
+
+    model, record = dense
+    store_dense_as(model, "bfloat16", lm_head_dtype="float16")
+    record["quantization"] = QuantizationSpec.dense("bfloat16", lm_head_dtype="float16").to_dict()
+    save_artifact(tmp_path / "out", model=model, tokenizer=tokenizer, record=record)
+    stored = read_stored_weights(tmp_path / "out")
+    assert (stored.weights_dtype, stored.lm_head_dtype) == ("bfloat16", "float16")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
 def broken_nan(model: Any, _record: dict[str, Any]) -> None:
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
 
