@@ -62,7 +62,7 @@ def read_gguf(path: Path) -> GgufFacts:
                     break
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (EOFError, UnicodeDecodeError, KeyError, OverflowError) as error:
+    except (EOFError, KeyError, ValueError, OverflowError) as error:
         raise UsageError(f"{path}: the GGUF header is damaged or cut short: {error or 'end of file'}") from None
     dtype, bits = FILE_TYPES.get(found.get("general.file_type", -1), (None, None))
     architecture = found.get("general.architecture")
@@ -94,7 +94,7 @@ def _value(stream: BinaryIO, kind: int) -> Any:
         return _number(stream, SCALARS[kind])
     item, count = _number(stream, "I"), _number(stream, "Q")
     if item == TEXT:
-        for _ in range(min(count, MAX_TEXT_BYTES)):
+        for _ in range(count):
             _text(stream)
     else:
         stream.seek(count * struct.calcsize("<" + SCALARS[item]), 1)

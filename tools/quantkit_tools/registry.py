@@ -4,12 +4,9 @@ Answered from manifests, records and file headers; nothing is loaded, so listing
 needs no torch.
 """
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import tyro
 
 from quantkit import console
 from quantkit.console import Column, format_bytes
@@ -21,86 +18,45 @@ from quantkit_registry.store import Artifact, Registry
 from quantkit_registry.verify import Check, verify
 from quantkit_tools.listing import describe, scores_of
 
-HELP_FLAGS = ("-h", "--help", "help")
-
-
-@dataclass(frozen=True)
-class Common:
-    """Flags that every registry command takes."""
-
-    root: Path | None = None
-    """Folder of artifacts; default $QUANTKIT_REGISTRY or artifacts."""
-    json: bool = False
-    """Print one JSON object; human text goes to stderr."""
-
-
-@dataclass(frozen=True)
-class Ls(Common):
-    """List models and adapters under the root, ours and others', with what was measured on them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Show(Common):
-    """Show one artifact's record and results."""
-
-    artifact: tyro.conf.Positional[str]
-    """Name, path, or the first digits of its hash."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verify(Common):
-    """Check files, weights, name, base and parents of artifacts; exit code 3 if a check fails."""
-
-    artifacts: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names, paths or hashes; without any, every artifact of ours under the root."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lineage(Common):
-    """Show what an artifact was made from."""
-
-    artifact: tyro.conf.Positional[str]
-    """Name, path, or the first digits of its hash."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detect(Common):
-    """Say what a folder, weight file or hub id holds, and on whose word."""
-
-    paths: tyro.conf.Positional[tuple[str, ...]]
-    """Folders, .safetensors or .gguf files, or hub ids."""
-    method: str | None = None
-    """Your own choice of method: it overrules metadata, never the tensors."""
-    revision: str | None = None
-    """Commit, tag or branch of a hub id."""
-
 
 def main(arguments: list[str]) -> int:
     """Run `quantkit registry COMMAND`."""
-    if not arguments or arguments[0] in HELP_FLAGS:
-        print(usage())
-        return 0 if arguments else UsageError.exit_code
-    word, *rest = arguments
-    if word not in COMMANDS:
+    word = next((text for text in arguments if not text.startswith("-")), None)
+    if word is not None and word not in COMMANDS:
         known = ", ".join(COMMANDS)
         raise UsageError(f"quantkit registry has no command {word!r}.{did_you_mean(word, COMMANDS)} Known: {known}.")
-    flags, run = COMMANDS[word]
-    command = tyro.cli(flags, prog=f"quantkit registry {word}", args=rest, config=(tyro.conf.FlagCreatePairsOff,))
-    if command.json:
+    flags = build_parser().parse_args(arguments)
+    if flags.json:
         console.use_stderr()
-    return run(command, Registry(command.root))
+    return COMMANDS[flags.command](flags, Registry(flags.root))
 
 
-def usage() -> str:
-    """Return the text of `quantkit registry --help`."""
-    lines = "\n".join(f"  {word:<9}{str(flags.__doc__).splitlines()[0]}" for word, (flags, _) in COMMANDS.items())
-    return f"usage: quantkit registry COMMAND [OPTIONS]\n\n{lines}\n\nquantkit registry COMMAND --help says more."
+def build_parser() -> ArgumentParser:
+    """Return the parser; argparse, because building flags from dataclasses would take half of the time `ls` may take."""
+    common = ArgumentParser(add_help=False)
+    common.add_argument("--root", metavar="DIR", help="folder of artifacts; default $QUANTKIT_REGISTRY or artifacts")
+    common.add_argument("--json", action="store_true", help="print one JSON object; human text goes to stderr")
+    parser = ArgumentParser(prog="quantkit registry", description="What is in these folders, and is it what it says?")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser("ls", parents=[common], help="models and adapters under the root, ours and others', with scores")
+    named = "name, path, or the first digits of its hash"
+    show = commands.add_parser("show", parents=[common], help="one artifact's record and results")
+    show.add_argument("artifact", help=named)
+    check = commands.add_parser("verify", parents=[common], help="check files, weights, name, base, parents; exit code 3")
+    check.add_argument("artifacts", nargs="*", help=f"{named}; without any, every artifact of ours under the root")
+    origin = commands.add_parser("lineage", parents=[common], help="what an artifact was made from")
+    origin.add_argument("artifact", help=named)
+    found = commands.add_parser("detect", parents=[common], help="what anything holds, and on whose word")
+    found.add_argument("paths", nargs="+", help="folders, .safetensors or .gguf files, or hub ids")
+    found.add_argument("--method", help="your own choice of method: it overrules metadata, never the tensors")
+    found.add_argument("--revision", help="commit, tag or branch of a hub id")
+    return parser
 
 
-def _ls(command: Ls, registry: Registry) -> int:
+def _ls(flags: Namespace, registry: Registry) -> int:
     entries = registry.entries()
     scores = {entry.name: scores_of(registry, entry) for entry in entries}
-    if command.json:
+    if flags.json:
         described = [describe(entry) | {"scores": scores[entry.name]} for entry in entries]
         console.emit_json({"root": str(registry.root), "artifacts": described})
         return 0
@@ -125,10 +81,10 @@ def _ls(command: Ls, registry: Registry) -> int:
     return 0
 
 
-def _show(command: Show, registry: Registry) -> int:
-    entry = registry.find(command.artifact)
+def _show(flags: Namespace, registry: Registry) -> int:
+    entry = registry.find(flags.artifact)
     results = registry.results(entry.hash) if entry.hash else {}
-    if command.json:
+    if flags.json:
         record = None if entry.record is None else entry.record.to_dict()
         console.emit_json(describe(entry) | {"record": record, "results": results})
         return 0
@@ -155,13 +111,13 @@ def _cell(value: object) -> object:
     return value
 
 
-def _verify(command: Verify, registry: Registry) -> int:
-    named = [registry.find(name) for name in command.artifacts]
+def _verify(flags: Namespace, registry: Registry) -> int:
+    named = [registry.find(name) for name in flags.artifacts]
     entries = named or [entry for entry in registry.entries() if entry.origin in ("quantkit", "broken")]
     claims = installed_methods().claims()
     checked = [(entry, verify(registry, entry, claims=claims)) for entry in entries]
     failed = [entry for entry, checks in checked if any(check.outcome == "failed" for check in checks)]
-    if command.json:
+    if flags.json:
         report = [{"name": e.name, "hash": e.hash, "checks": [check.to_dict() for check in checks]} for e, checks in checked]
         console.emit_json({"root": str(registry.root), "artifacts": report, "failed": len(failed)})
     else:
@@ -178,9 +134,9 @@ def _print_checks(checked: Sequence[tuple[Artifact, list[Check]]], failed: Seque
         console.say(f"{len(checked)} artifacts checked, none failed")
 
 
-def _lineage(command: Lineage, registry: Registry) -> int:
-    node = lineage(registry, registry.find(command.artifact))
-    if command.json:
+def _lineage(flags: Namespace, registry: Registry) -> int:
+    node = lineage(registry, registry.find(flags.artifact))
+    if flags.json:
         console.emit_json(node.to_dict())
     else:
         for line in node.lines():
@@ -188,13 +144,11 @@ def _lineage(command: Lineage, registry: Registry) -> int:
     return 0
 
 
-def _detect(command: Detect, registry: Registry) -> int:
+def _detect(flags: Namespace, registry: Registry) -> int:
     claims = installed_methods().claims()
-    method = installed_methods().info(command.method).name if command.method else None
-    found = [
-        detect(_known(registry, path), claims=claims, explicit=method, revision=command.revision) for path in command.paths
-    ]
-    if command.json:
+    method = installed_methods().info(flags.method).name if flags.method else None
+    found = [detect(_known(registry, path), claims=claims, explicit=method, revision=flags.revision) for path in flags.paths]
+    if flags.json:
         console.emit_json({"detections": [item.to_dict() for item in found]})
         return 0
     for item in found:
@@ -224,10 +178,10 @@ def _facts(item: Detection) -> dict[str, object]:
     }
 
 
-COMMANDS: dict[str, tuple[type[Common], Callable[[Any, Registry], int]]] = {
-    "ls": (Ls, _ls),
-    "show": (Show, _show),
-    "verify": (Verify, _verify),
-    "lineage": (Lineage, _lineage),
-    "detect": (Detect, _detect),
+COMMANDS: dict[str, Callable[[Namespace, Registry], int]] = {
+    "ls": _ls,
+    "show": _show,
+    "verify": _verify,
+    "lineage": _lineage,
+    "detect": _detect,
 }
