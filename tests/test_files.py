@@ -32,6 +32,12 @@ def make_folder(target: Path, text: str = "weights", *, overwrite: bool = False)
     return target
 
 
+def fail_half_way(target: Path, error: BaseException) -> None:
+    with new_folder(target, overwrite=True) as folder:
+        (folder / "model.bin").write_text("new")
+        raise error
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -44,9 +50,8 @@ def test_a_folder_appears_whole_with_its_manifest(tmp_path):
 
 
 def test_an_error_inside_leaves_nothing_behind(tmp_path):
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "artifact") as folder:
-        (folder / "model.bin").write_text("half")
-        raise RuntimeError
+    with pytest.raises(KeyboardInterrupt):
+        fail_half_way(tmp_path / "artifact", KeyboardInterrupt())
     assert names(tmp_path) == []
 
 
@@ -70,9 +75,8 @@ def test_overwriting_replaces_the_whole_folder(tmp_path):
 
 def test_overwriting_that_fails_keeps_the_old_folder(tmp_path):
     target = make_folder(tmp_path / "artifact", "old")
-    with pytest.raises(OSError, match="No space left"), new_folder(target, overwrite=True) as folder:
-        (folder / "model.bin").write_text("new")
-        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="No space left"):
+        fail_half_way(target, OSError(28, "No space left on device"))
     verify_manifest(target)
     assert (target / "model.bin").read_text() == "old"
     assert names(tmp_path) == ["artifact"]
@@ -122,9 +126,8 @@ KILLED = """
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-@pytest.mark.parametrize(
-    ("point", "exists"), [("inside", False), ("manifest", False), ("1", False), ("1", True), ("inside", True)]
-)
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize("point", ["inside", "manifest", "1"])
 def test_a_kill_at_any_moment_leaves_the_old_or_nothing(tmp_path, point, exists):
     target = tmp_path / "artifact"
     if exists:

@@ -25,9 +25,7 @@ specs = st.builds(
     kv_cache_bits=st.sampled_from([None, 4, 8]),
     lm_head_dtype=st.sampled_from(["bfloat16", "float32", "int4"]),
     tags=st.lists(st.sampled_from(["fp4", "dq", "mse"]), max_size=2).map(tuple),
-    extras=st.dictionaries(
-        st.text(max_size=8), st.one_of(st.booleans(), st.integers(-99, 99), st.text(max_size=8)), max_size=2
-    ),
+    extras=st.dictionaries(st.text(max_size=8), st.booleans() | st.integers(-99, 99) | st.text(max_size=8), max_size=2),
 )
 
 
