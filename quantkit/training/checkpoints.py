@@ -66,8 +66,10 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     return [path for _, path in sorted(numbered, reverse=True)]
 
 
-def find_checkpoint(folder: Path, resume: bool | str, *, overwrite: bool = False) -> Path | None:
+def find_checkpoint(folder: Path, resume: bool | str, *, overwrite: bool = False, first: bool = True) -> Path | None:
     """Return the checkpoint to go on from, None to start at step 0; says what was skipped and what that costs.
+
+    Only the `first` of several processes prints and removes anything.
 
     Raises:
         UsageError: checkpoints are there and the run neither resumes nor overwrites, the named folder is missing, or
@@ -78,7 +80,7 @@ def find_checkpoint(folder: Path, resume: bool | str, *, overwrite: bool = False
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    for leftover in folder.glob(".writing-*"):
+    for leftover in folder.glob(".writing-*") if first else ():
         shutil.rmtree(leftover, ignore_errors=True)
     if isinstance(resume, str):
         if not Path(resume).is_dir():
@@ -92,7 +94,7 @@ def find_checkpoint(folder: Path, resume: bool | str, *, overwrite: bool = False
                 f"{folder}: holds {there[0].name} of an earlier run; set resume_from_checkpoint to go on from it,"
                 " or overwrite to start again"
             )
-        for path in there:
+        for path in there if first else ():
             shutil.rmtree(path)
         return None
     faults = []
@@ -102,6 +104,8 @@ def find_checkpoint(folder: Path, resume: bool | str, *, overwrite: bool = False
         except QuantkitError as error:
             faults.append(str(error))
             continue
+        if not first:
+            return path
         for fault in faults:
             warn(f"skipped a checkpoint that is not whole: {fault}")
         lost = step_of(there[0]) - step_of(path)
@@ -109,7 +113,8 @@ def find_checkpoint(folder: Path, resume: bool | str, *, overwrite: bool = False
         return path
     if faults:
         raise VerificationError(f"{folder}: no checkpoint is whole: {' | '.join(faults)}. To start again, remove the folder")
-    say(f"no checkpoint in {folder}; starting at step 0")
+    if first:
+        say(f"no checkpoint in {folder}; starting at step 0")
     return None
 
 

@@ -56,12 +56,12 @@ def train(
     from quantkit.training.loop import StepTrainer, StepWatch
     from quantkit.training.order import RowOrder
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes, first = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
     rows_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
     total = total_steps(len(data.train), config, processes)
-    checkpoint = find_checkpoint(checkpoints, config.resume_from_checkpoint, overwrite=config.overwrite)
+    checkpoint = find_checkpoint(checkpoints, config.resume_from_checkpoint, overwrite=config.overwrite, first=first)
     state = (
-        _resumed_state(checkpoint, data, config, total)
+        _resumed_state(checkpoint, data, config, total, say=first)
         if checkpoint
         else RunState(
             total_steps=total,
@@ -78,7 +78,7 @@ def train(
         rows = config.per_device_train_batch_size
         return mean_loss(model, held_out, collate, batch_size=rows, device=device, dtype=state.arithmetic_dtype)
 
-    with _left_as_found(model), training_dtypes(model, state.arithmetic_dtype), interruptible() as interruption:
+    with _left_as_found(model), training_dtypes(model, state.arithmetic_dtype), interruptible(notice=first) as interruption:
         order = RowOrder(
             [len(row.input_ids) for row in data.train],
             seed=config.seed,
@@ -139,15 +139,15 @@ def total_steps(rows: int, config: "RunConfig", processes: int = 1) -> int:
     return math.ceil(config.num_train_epochs * math.ceil(batches / config.gradient_accumulation_steps))
 
 
-def _resumed_state(checkpoint: Path, data: "PreparedData", config: "RunConfig", total: int) -> RunState:
+def _resumed_state(checkpoint: Path, data: "PreparedData", config: "RunConfig", total: int, *, say: bool) -> RunState:
     state = RunState.read(checkpoint)
     check_same_run(state, config, data.fingerprint, where=checkpoint)
-    if state.total_steps != total:
+    if state.total_steps != total and say:
         warn(
             f"the checkpoint's run was to have {state.total_steps} steps, this one has {total}:"
             " the learning rate goes on along the new schedule"
         )
-        state.total_steps = total
+    state.total_steps = total
     return state
 
 

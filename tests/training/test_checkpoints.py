@@ -32,6 +32,7 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in checkpoint_folders(folder)]
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 def test_checkpoints_are_committed_folders_that_plain_peft_reads(folder: Path, tiny_model: Path) -> None:
     from peft import AutoPeftModelForCausalLM
 
