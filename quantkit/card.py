@@ -1,13 +1,13 @@
 """What does README.md tell someone who finds the artifact without knowing quantkit?
 
 What the weights are, how they came to be, how to load them with plain transformers and PEFT, and what was measured. It
-is rendered from the artifact's record alone, so it can say nothing that the record does not. A template with blanks to fill
+is rendered from the artifact's record, so it can say nothing that the record does not. A template with blanks to fill
 in, as PEFT writes one, is mostly left blank. Local paths are cut to their last part; hub ids stand in the YAML head.
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from quantkit.card_load import loading_section
@@ -36,7 +36,8 @@ def render_card(record: Mapping[str, Any]) -> str:
         f"# {record['name']}",
         summary(record),
         "## What the weights are\n\n" + weights_table(record),
-        "## How to load them\n\n" + loading_section(record, base_shown(record)),
+        "## How to load them\n\n"
+        + loading_section(record, ("" if is_hub_id(record["base"]) else "path/to/") + base_shown(record)),
     ]
     training = _training(record)
     if training:
@@ -88,8 +89,9 @@ def base_model_relation(record: Mapping[str, Any]) -> str | None:
 
 
 def is_hub_id(base: Mapping[str, Any]) -> bool:
-    """Whether a base is known to come from the hub: its commit is recorded, and its name has the form of an id."""
-    return base.get("revision") is not None and bool(HUB_ID.fullmatch(base["name_or_path"]))
+    """Whether a base came from the hub: its name has the form of an id, and no folder of that name lies here."""
+    name = str(base["name_or_path"])
+    return bool(HUB_ID.fullmatch(name)) and (base.get("revision") is not None or not Path(name).exists())
 
 
 def base_shown(record: Mapping[str, Any]) -> str:
@@ -165,9 +167,11 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
             "On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights for inference and rounds their scales to bfloat16:"
             " logits come out slightly different there."
         )
+    mark = f" Its files have the fingerprint `{base['fingerprint']}`." if base.get("fingerprint") else ""
     if not is_hub_id(base):
-        mark = f" Its files have the fingerprint `{base['fingerprint']}`." if base.get("fingerprint") else ""
         said.append(f"The base was read from a local folder, so its name alone does not identify it.{mark}")
+    elif base.get("revision") is None:
+        said.append(f"The commit of the base was not recorded; the hub's main branch may have moved on.{mark}")
     if data.get("truncated"):
         said.append(f"{data['truncated']} training rows were cut to the longest length and lost the end of their response.")
     if data.get("overlap"):

@@ -50,7 +50,7 @@ def _adapter_lines(record: Mapping[str, Any], base: str, spec: QuantizationSpec)
         "from peft import PeftModel",
         f"from transformers import AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if config else ''}",
         "",
-        f"base = {json.dumps(base if revision else f'path/to/{base}')}",
+        f"base = {json.dumps(base)}",
         f"folder = {json.dumps('path/to/' + record['name'])}",
         *config,
         "model = AutoModelForCausalLM.from_pretrained(",

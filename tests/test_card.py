@@ -98,7 +98,12 @@ def test_the_head_of_an_adapter() -> None:
 
 
 @pytest.mark.parametrize("path", ["/home/me/models/SmolLM2", "demo/model/SmolLM2", "models/SmolLM2", "SmolLM2"])
-def test_a_local_base_is_never_named_as_a_hub_id_and_its_path_stays_private(path: str) -> None:
+def test_a_local_base_is_never_named_as_a_hub_id_and_its_path_stays_private(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if not path.startswith("/"):
+        (tmp_path / path).mkdir(parents=True)
     record = record_of(base={"name_or_path": path, "revision": None, "fingerprint": "sha256:abc"})
     text = render_card(record)
     assert not is_hub_id(record["base"])
@@ -107,6 +112,12 @@ def test_a_local_base_is_never_named_as_a_hub_id_and_its_path_stays_private(path
     assert "demo/model" not in text
     assert "The base was read from a local folder, so its name alone does not identify it." in text
     assert "`sha256:abc`" in text
+
+
+def test_a_hub_id_without_its_commit_is_named_and_the_lack_is_told() -> None:
+    record = record_of(base={"name_or_path": "org/Model", "revision": None, "fingerprint": None})
+    assert head_of(record)["base_model"] == "org/Model"
+    assert "The commit of the base was not recorded; the hub's main branch may have moved on." in render_card(record)
 
 
 def test_local_data_is_named_by_its_file_only() -> None:

@@ -6,12 +6,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from quantkit_tools.flags import TrainFlags, parse_train_flags
 
 from quantkit.config import RunConfig
 from quantkit.errors import UsageError
 from quantkit.methods import Source
 from quantkit.plan import MethodInfo
+from quantkit_tools.flags import TrainFlags, parse_train_flags
 from tests.settings_methods import settings_methods
 from tests.test_runfiles import FINANCE_STUDY
 
@@ -56,6 +56,8 @@ def test_a_switch_is_set_alone_with_a_word_or_with_no() -> None:
     assert config_of("--model m --gradient-checkpointing").gradient_checkpointing
     assert config_of("--model m --gradient_checkpointing True").gradient_checkpointing
     assert not config_of("--model m --no-merge-after-train").merge_after_train
+    assert parsed("--model m --dry-run --json").dry_run
+    assert not parsed("--model m --dry-run false --no-json").dry_run
     assert config_of("--model m --resume-from-checkpoint").resume_from_checkpoint is True
     assert config_of("--model m --resume-from-checkpoint runs/3").resume_from_checkpoint == "runs/3"
 
@@ -108,6 +110,7 @@ def test_a_flag_may_name_the_model_that_the_file_leaves_open(tmp_path: Path) -> 
         ("--lora-r 8", "command line: no model is named; set model_name_or_path"),
         ("--model m --quant-type fp4", "command line: quant_type='fp4' is no option of NoQuant but of BNB4BIT"),
         ("--model m --run fast", "--run chooses a run of a file; name the file with --config FILE"),
+        ("--model m --dry-run perhaps", "command line: dry_run is 'perhaps': Input should be a valid boolean"),
         ("--model m --config a.json b.json", "--config wants one value"),
         ("--model m --method-options x", "no flag is called --method-options."),
     ],

@@ -17,6 +17,7 @@ from quantkit.aliases import RENAMED, SETTINGS, TRANSLATED, canonical, with_choi
 from quantkit.config import RunConfig
 from quantkit.errors import UsageError, did_you_mean
 from quantkit.methods import Methods, installed_methods
+from quantkit.options import check_value
 from quantkit.runfiles import choose_run, place, read_run_values
 from quantkit.spec import QuantMethod
 
@@ -65,6 +66,9 @@ def parse_train_flags(arguments: list[str], *, methods: Methods | None = None) -
     for name in ("config", "run"):
         if command[name] is True or isinstance(command[name], list):
             raise UsageError(f"--{name} wants one value")
+    switches = {
+        name: check_value(CommandFlags, name, command[name] or False, where="command line") for name in ("dry_run", "json")
+    }
     path, run_name = command["config"], None
     values: Mapping[str, Any] = {}
     where = "command line"
@@ -79,7 +83,7 @@ def parse_train_flags(arguments: list[str], *, methods: Methods | None = None) -
         raise UsageError("--run chooses a run of a file; name the file with --config FILE")
     choices = {name.removeprefix("--"): value for name, value in flags.items()}
     config = RunConfig.from_mapping(with_choices(values, choices), where=where, methods=methods)
-    return TrainFlags(config=config, dry_run=bool(command["dry_run"]), json=bool(command["json"]), run_name=run_name)
+    return TrainFlags(config=config, dry_run=switches["dry_run"], json=switches["json"], run_name=run_name)
 
 
 def read_flags(arguments: Iterable[str], methods: Methods) -> dict[str, Any]:
