@@ -6,6 +6,7 @@ equals bitsandbytes bit for bit, except that absmax may be chosen: by error, or 
 over as dense weights: a block whose absmax no weight attains would get another one. Codes and absmax are packed directly.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -55,6 +56,10 @@ class CodebookWeight:
         values = codebook(self.name).to(self.codes.device)[self.codes.long()].reshape(rows, blocks, -1)
         return (values * self.absmax.unsqueeze(-1)).reshape(rows, -1).to(self.dtype)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that state the weight; `CodebookGrid.restore` is the inverse."""
+        return {"codes": self.codes, "absmax": self.absmax}
+
 
 @dataclass(frozen=True, slots=True)
 class CodebookGrid:
@@ -82,6 +87,7 @@ class CodebookGrid:
             )
         return self.block_size
 
+    @torch.no_grad()
     def fit(self, groups: Tensor, importance: Tensor | None = None) -> Levels:
         """Choose absmax of blocks `[..., size]`; `importance` weighs the squared errors of an `mse` search."""
         values = groups.float()
@@ -114,12 +120,17 @@ class CodebookGrid:
         """Return codes `[out, in]` and absmax `[out, blocks]` as a weight."""
         return CodebookWeight(codes.to(torch.uint8), levels.scale.float(), self.name, self.dtype)
 
+    def restore(self, tensors: Mapping[str, Tensor]) -> CodebookWeight:
+        """Return the weight of this grid that these tensors state."""
+        return CodebookWeight(tensors["codes"], tensors["absmax"], self.name, self.dtype)
+
     def _error(self, values: Tensor, levels: Levels, importance: Tensor | None) -> Tensor:
         spread = levels.spread()
         square = (self.decode(self.encode(values, spread), spread) - values).square_()
         return (square if importance is None else square * importance).sum(-1)
 
 
+@torch.no_grad()
 def quantize_codebook(
     weight: Tensor, grid: CodebookGrid, *, importance: Tensor | None = None, layer: str = "this layer"
 ) -> CodebookWeight:

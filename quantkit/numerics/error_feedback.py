@@ -57,6 +57,7 @@ class Feedback(Generic[W_co]):
     """The damping that was used; larger than asked for when H was not positive definite with that."""
 
 
+@torch.no_grad()
 def error_feedback(
     weight: Tensor,
     hessian: Tensor,
@@ -86,7 +87,8 @@ def error_feedback(
     if desc_act and levels is None:
         importance = hessian.diagonal().clamp(min=0).reshape(-1, size)
         levels = grid.fit(weight.float().reshape(rows, -1, size), importance)
-    work = weight.float().T.contiguous() if order is None else weight.float().T[order]  # [in, out]: columns are contiguous
+    work = weight.float().T if order is None else weight.float().T[order]
+    work = work.clone(memory_format=torch.contiguous_format)  # [in, out]: columns are contiguous
     codes = torch.empty(columns, rows, dtype=torch.int16, device=weight.device)
     losses = torch.zeros(rows, device=weight.device)
     fitted: list[Levels] = []
@@ -114,6 +116,7 @@ def error_feedback(
     return Feedback(grid.assemble(codes.T.contiguous(), _stack(fitted) if levels is None else levels), losses, used)
 
 
+@torch.no_grad()
 def inverse_factor(hessian: Tensor, damp_percent: float, *, layer: str = "this layer") -> tuple[Tensor, float]:
     """Return the upper triangular R with (H + damping)⁻¹ = RᵀR, and the damping that made H positive definite.
 

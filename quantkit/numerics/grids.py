@@ -6,6 +6,7 @@ data type, exactly as compressed-tensors does it, so what a solver optimised is 
 Choosing codes for float32 scales and rounding the scales when saving, the common shortcut, changes every weight afterwards.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +40,11 @@ class QuantizedWeight:
             values = values - self.zero_point.unsqueeze(-1).to(self.scale.dtype)
         weight: Tensor = values * self.scale.unsqueeze(-1)
         return weight.reshape(rows, -1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that state the weight; `UniformGrid.restore` is the inverse."""
+        zero_point = {} if self.zero_point is None else {"zero_point": self.zero_point}
+        return {"codes": self.codes, "scale": self.scale} | zero_point
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +121,10 @@ class UniformGrid:
         """Return codes `[out, in]` and levels `[out, groups]` as a weight."""
         return QuantizedWeight(codes.to(torch.int8), levels.scale, levels.zero_point, self.bits, self.group_size)
 
+    def restore(self, tensors: Mapping[str, Tensor]) -> QuantizedWeight:
+        """Return the weight of this grid that these tensors state."""
+        return QuantizedWeight(tensors["codes"], tensors["scale"], tensors.get("zero_point"), self.bits, self.group_size)
+
 
 def require_divisor(columns: int, group_size: int, layer: str) -> int:
     """Return `group_size` if it divides the layer's columns.
@@ -131,6 +141,7 @@ def require_divisor(columns: int, group_size: int, layer: str) -> int:
     return group_size
 
 
+@torch.no_grad()
 def fit_minmax(grid: UniformGrid, groups: Tensor, shrink: float = 1.0) -> Levels:
     """Return the levels that span the range of groups `[..., size]` (zero included), times `shrink`.
 
@@ -147,6 +158,7 @@ def fit_minmax(grid: UniformGrid, groups: Tensor, shrink: float = 1.0) -> Levels
     return Levels(scale, zero_point.to(torch.int8))
 
 
+@torch.no_grad()
 def fit_mse(grid: UniformGrid, groups: Tensor, importance: Tensor | None = None, *, steps: int = 16) -> Levels:
     """Return the levels of least Σ_j importance_j·(w_j − ŵ_j)² among ranges shrunk to 1 … 0.4 of the group's own.
 
@@ -170,6 +182,7 @@ def fit_mse(grid: UniformGrid, groups: Tensor, importance: Tensor | None = None,
     return best
 
 
+@torch.no_grad()
 def quantize(
     weight: Tensor, grid: UniformGrid, *, importance: Tensor | None = None, layer: str = "this layer"
 ) -> QuantizedWeight:
