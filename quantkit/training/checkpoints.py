@@ -97,22 +97,8 @@ def find_checkpoint(folder: Path, resume: bool | str, *, overwrite: bool = False
         for path in there if first else ():
             shutil.rmtree(path)
         return None
-    faults = []
-    for path in there:
-        try:
-            _check_whole(path)
-        except QuantkitError as error:
-            faults.append(str(error))
-            continue
-        if not first:
-            return path
-        for fault in faults:
-            warn(f"skipped a checkpoint that is not whole: {fault}")
-        lost = step_of(there[0]) - step_of(path)
-        say(f"going on from {path}" + (f"; {lost} steps are lost and done again" if lost else ""))
-        return path
-    if faults:
-        raise VerificationError(f"{folder}: no checkpoint is whole: {' | '.join(faults)}. To start again, remove the folder")
+    if there:
+        return _newest_whole(there, say_so=first)
     if first:
         say(f"no checkpoint in {folder}; starting at step 0")
     return None
@@ -161,6 +147,25 @@ def rotate(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints; called when the newest is committed."""
     for path in checkpoint_folders(folder)[keep:]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _newest_whole(there: list[Path], *, say_so: bool) -> Path:
+    faults = []
+    for path in there:
+        try:
+            _check_whole(path)
+        except QuantkitError as error:
+            faults.append(str(error))
+            continue
+        if say_so:
+            for fault in faults:
+                warn(f"skipped a checkpoint that is not whole: {fault}")
+            lost = step_of(there[0]) - step_of(path)
+            say(f"going on from {path}" + (f"; {lost} steps are lost and done again" if lost else ""))
+        return path
+    raise VerificationError(
+        f"{there[0].parent}: no checkpoint is whole: {' | '.join(faults)}. To start again, remove the folder"
+    )
 
 
 def _check_whole(folder: Path) -> None:

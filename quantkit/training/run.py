@@ -59,18 +59,14 @@ def train(
     processes, first = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
     rows_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
     total = total_steps(len(data.train), config, processes)
+    arguments = _arguments(config, plan, checkpoints, total, device)
+    arithmetic = arithmetic_dtype(model, config, device)
     checkpoint = find_checkpoint(checkpoints, config.resume_from_checkpoint, overwrite=config.overwrite, first=first)
     state = (
         _resumed_state(checkpoint, data, config, total, say=first)
         if checkpoint
-        else RunState(
-            total_steps=total,
-            settings=plain_settings(config),
-            data=data.fingerprint,
-            arithmetic_dtype=arithmetic_dtype(model, config, device),
-        )
+        else RunState(total_steps=total, settings=plain_settings(config), data=data.fingerprint, arithmetic_dtype=arithmetic)
     )
-    arguments = _arguments(config, plan, checkpoints, total, device)
     collate = Collator(_pad_token(tokenizer))
     held_out = data.evaluation[: max(total * rows_per_step // EVALUATION_SHARE, 1)]
 
