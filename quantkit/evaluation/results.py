@@ -119,7 +119,7 @@ class ArtifactResult:
     kind: str
     """`model` or `adapter`."""
     quantization: dict[str, Any]
-    """What the weights were measured to be after loading."""
+    """What the weights are; the loaded model was measured against it. What it computes in is a setting of each result."""
     evidence: list[str]
     """What the method was read off."""
     memory: dict[str, Any]

@@ -77,7 +77,6 @@ def evaluate_path(flags: Flags, path: str) -> ArtifactResult:
     """
     from quantkit.evaluation.run import evaluate_model
     from quantkit.evaluation.sources import read_tasks
-    from quantkit.measure import measure_model
     from quantkit.memory import MemoryLog
     from quantkit.methods import installed_methods
     from quantkit.modeling import load_source, load_tokenizer, resolve_device
@@ -102,7 +101,6 @@ def evaluate_path(flags: Flags, path: str) -> ArtifactResult:
     tokenizer = load_tokenizer(opened.tokenizer, trust_remote_code=trust)
     with memory.stage("load"):
         model = load_source(opened.source, methods, device=device, trust_remote_code=trust)
-    measured = measure_model(model, method=opened.source.spec.method)
     results = evaluate_model(
         model,
         tokenizer,
@@ -117,7 +115,7 @@ def evaluate_path(flags: Flags, path: str) -> ArtifactResult:
         name=opened.name,
         artifact=opened.artifact,
         kind=opened.detection.kind,
-        quantization=measured.to_dict(),
+        quantization=opened.source.spec.to_dict(),
         evidence=evidence,
         memory=memory.to_dict(),
         results=results,
