@@ -136,7 +136,8 @@ class MethodContract:
             plan = self.plan(methods, Stage.BASE, kind=kind)
             model = load_with_adapter(methods, plan, base)
             logits(model)  # an evaluation before training must not harm it
-            assert train(model, steps=1) == [], f"{plan.adapter.kind} on {self.method}"
+            faults = train(model, steps=1)
+            assert not faults, f"{plan.adapter.kind} on {self.method}: {len(faults)} faults, e.g. {'; '.join(faults[:3])}"
 
     def test_a_merged_model_gives_the_logits_of_adapter_and_base(self, methods: Methods, info: MethodInfo, base: Path) -> None:
         from quantkit.layers import linear_layers
