@@ -209,18 +209,7 @@ class Methods:
                 raise PluginError(
                     f"{source}: the option {item.name} is {value!r} but the plan's spec says {getattr(plan.spec, item.name)!r}"
                 )
-        if plan.stage is Stage.BASE and plan.adapter.kind == "NoPeft" and plan.spec.is_quantized:
-            raise UsageError(
-                f"PEFT_CONFIG is NoPeft, but {info.name} quantizes the base and quantized weights carry no gradients; train"
-                f" adapters ({', '.join(kind for kind in info.adapters if kind != 'NoPeft')}), or all weights with NoQuant"
-            )
-        if plan.stage is Stage.BASE and plan.adapter.kind not in info.adapters:
-            raise UsageError(
-                f"{info.name} carries the adapters {', '.join(info.adapters)}; PEFT_CONFIG is {plan.adapter.kind!r}"
-            )
-        if plan.stage is Stage.BASE and plan.adapter.kind == "VeRa":
-            return plan.with_changes(notes=(*plan.notes, VERA_NOTE))
-        return plan
+        return _trainable(plan, info) if plan.stage is Stage.BASE and context.trains else plan
 
     def load_kwargs(self, plan: QuantizationPlan) -> dict[str, Any]:
         """Return what `from_pretrained` of the base needs; empty where the method has nothing to say."""
@@ -257,6 +246,18 @@ class Methods:
         owner = self._owners[self.info(name).name]
         others = [plugin for plugin in self._owners.values() if plugin is not owner]
         return self._manager.subset_hook_caller(hook, remove_plugins=others)(**arguments)
+
+
+def _trainable(plan: QuantizationPlan, info: MethodInfo) -> QuantizationPlan:
+    """Return the plan of a training run, with a note on what its adapter leaves out; refuse what cannot be trained."""
+    if plan.adapter.kind == "NoPeft" and plan.spec.is_quantized:
+        raise UsageError(
+            f"PEFT_CONFIG is NoPeft, but {info.name} quantizes the base and quantized weights carry no gradients; train"
+            f" adapters ({', '.join(kind for kind in info.adapters if kind != 'NoPeft')}), or all weights with NoQuant"
+        )
+    if plan.adapter.kind not in info.adapters:
+        raise UsageError(f"{info.name} carries the adapters {', '.join(info.adapters)}; PEFT_CONFIG is {plan.adapter.kind!r}")
+    return plan.with_changes(notes=(*plan.notes, VERA_NOTE)) if plan.adapter.kind == "VeRa" else plan
 
 
 def _shipped_first(point: EntryPoint) -> tuple[bool, str, str]:

@@ -98,6 +98,8 @@ class PlanContext:
     """What a plugin may know when it builds a plan."""
 
     stage: Stage = Stage.BASE
+    trains: bool = True
+    """Whether anything is trained; a base that is only quantized and stored needs no gradients."""
     adapter: AdapterPlan = field(default_factory=AdapterPlan)
     """The adapter the user asked for; the plan states the one that will be trained."""
     device: str = "cpu"

@@ -90,6 +90,7 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
     base_dtype = str(skeleton.config.dtype).removeprefix("torch.")
     dense_dtype = base_dtype if keeps_adapter and base_dtype in DENSE_BITS else config.save_dtype
     context = PlanContext(
+        trains=trains,
         adapter=config.adapter_plan(recommend_rank(skeleton.parameters)),
         device=device.partition(":")[0],
         compute_dtype=resolve_compute_dtype(config.compute_dtype, device) if trains else config.save_dtype,

@@ -1,0 +1,58 @@
+"""Commands run in this process on the tiny model; what they leave behind is looked at."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantkit import console
+from quantkit.data.arithmetic import arithmetic_data
+from quantkit_tools.cli import run_verb
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def quantkit(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `quantkit VERB …` and return exit code, stdout and stderr."""
+
+    def run(verb: str, *arguments: object) -> tuple[int, str, str]:
+        try:
+            code = run_verb(verb, [str(argument) for argument in arguments])
+        finally:
+            console.use_stdout()
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def read_json(quantkit: Run) -> Callable[..., Any]:
+    """Run a verb with `--json`; return the object it prints."""
+
+    def run(verb: str, *arguments: object) -> Any:
+        code, out, err = quantkit(verb, *arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL file of 24 arithmetic rows."""
+    path = tmp_path_factory.mktemp("rows") / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in arithmetic_data(train=24).train))
+    return path
+
+
+@pytest.fixture
+def settings(tiny_model: Path, rows: Path, tmp_path: Path) -> list[object]:
+    """Flags of a run of two steps into `tmp_path / "artifacts"`."""
+    return [
+        "--model-name-or-path", tiny_model, "--dataset-name", f"openmath:{rows}", "--max-steps", 2, "--lora-r", 4,
+        "--per-device-train-batch-size", 4, "--learning-rate", "1e-2", "--output-dir", tmp_path / "artifacts",
+    ]  # fmt: skip
