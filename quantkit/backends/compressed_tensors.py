@@ -115,8 +115,11 @@ def compress_model(
     if activations_bits not in (None, 8):
         raise UsageError(f"activations_bits is {activations_bits}; int-quantized layers round inputs to 8 bits or not at all")
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    embeddings = model.get_input_embeddings()
     for name, quantized in layers.items():
         _require_fit(name, linears.get(name), quantized, activations_bits)
+        if linears[name].weight is getattr(embeddings, "weight", None):
+            raise UsageError(f"{name} shares its weight with the input embeddings, which stay dense; put it on the ignore list")
     grids = {(item.bits, item.group_size, item.zero_point is None) for item in layers.values()}
     if len(grids) > 1:
         raise UsageError(f"the layers use {len(grids)} different grids {sorted(grids)}; one checkpoint holds one")

@@ -183,6 +183,29 @@ def params_4bit(weight: CodebookWeight, *, double_quant: bool) -> Any:
     )
 
 
+def linear_4bit(weight: CodebookWeight, bias: Tensor | None, *, double_quant: bool) -> Any:
+    """Return a `bitsandbytes.nn.Linear4bit` that computes with exactly this weight; its CPU repacking is switched off."""
+    from bitsandbytes.nn import Linear4bit
+
+    outputs, inputs = weight.codes.shape
+    layer = Linear4bit(
+        inputs,
+        outputs,
+        bias=bias is not None,
+        compute_dtype=weight.dtype,
+        compress_statistics=double_quant,
+        quant_type=weight.name,
+        device="meta",
+    )
+    layer.weight = params_4bit(weight, double_quant=double_quant)
+    layer.weight.module = layer
+    layer.quant_state = layer.weight.quant_state
+    layer.support_avx512bf16_for_cpu = False
+    if bias is not None:
+        layer.bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
+    return layer
+
+
 @cache
 def _bounds(name: CodebookName) -> tuple[Tensor, Tensor | None]:
     values = codebook(name)

@@ -171,6 +171,8 @@ def test_what_the_format_cannot_hold_is_refused_by_name(tiny_model):
         compress_model(model, layers, activations_bits=8)
     with pytest.raises(UsageError, match="the layers use 2 different grids"):
         compress_model(model, layers | {LAYER: quantize(torch.ones(256, 128), UniformGrid(8, 32))})
+    with pytest.raises(UsageError, match="lm_head shares its weight with the input embeddings"):
+        compress_model(model, {"lm_head": quantize(model.lm_head.weight.data, UniformGrid(4, 32))})
     assert not any(isinstance(module, PackedLinear) for module in model.modules())
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quantkit.errors import UsageError
-from quantkit.numerics.codebooks import CodebookGrid, codebook, double_quantize, params_4bit, quantize_codebook
+from quantkit.numerics.codebooks import CodebookGrid, codebook, double_quantize, linear_4bit, params_4bit, quantize_codebook
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -34,19 +34,37 @@ def test_codes_absmax_and_weights_are_those_of_bitsandbytes(name, dtype, double_
 
 
 def test_codes_of_our_own_survive_a_layer_where_quantizing_again_would_change_them():
-    import bitsandbytes as bnb
-
     grid = CodebookGrid(search="mse")
     ours = quantize_codebook(weights(), grid)
     again = quantize_codebook(ours.dequantize(), CodebookGrid())
     assert not torch.equal(again.dequantize(), ours.dequantize())
-    layer = bnb.nn.Linear4bit(192, 24, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
-    layer.weight = params_4bit(ours, double_quant=False)
-    layer.weight.module = layer
-    layer.quant_state = layer.weight.quant_state
-    layer.support_avx512bf16_for_cpu = False
+    layer = linear_4bit(ours, torch.ones(24).bfloat16(), double_quant=False)
     inputs = torch.randn(3, 192).bfloat16()
-    assert torch.equal(layer(inputs), torch.nn.functional.linear(inputs, ours.dequantize()))
+    assert torch.equal(layer(inputs), torch.nn.functional.linear(inputs, ours.dequantize(), torch.ones(24).bfloat16()))
+
+
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_a_model_of_such_layers_is_an_ordinary_checkpoint(tiny_model, tmp_path, double_quant):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    grid = CodebookGrid(search="mse", signed=not double_quant)
+    for name, linear in [item for item in model.model.named_modules() if isinstance(item[1], torch.nn.Linear)]:
+        layer = linear_4bit(quantize_codebook(linear.weight, grid), linear.bias, double_quant=double_quant)
+        model.model.set_submodule(name, layer)
+    model.config.quantization_config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    ids = torch.arange(3, 27).reshape(2, 12)
+    before = model(ids).logits
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(ids).logits, before)
 
 
 def test_an_absmax_that_has_been_double_quantized_reads_the_same_from_the_layer():
