@@ -10,6 +10,7 @@ from typing import Any
 
 import pluggy
 
+from quantkit.calibration import Calibration, QuantizationWork
 from quantkit.plan import MethodInfo, PlanContext, QuantizationPlan
 
 hookspec = pluggy.HookspecMarker("quantkit")
@@ -32,11 +33,11 @@ def load_kwargs(plan: QuantizationPlan) -> dict[str, Any]:  # type: ignore[empty
 
 
 @hookspec(firstresult=True)
-def quantize_model(plan: QuantizationPlan, model: Any, calibration: Any) -> Any:
+def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration | None, work: QuantizationWork) -> Any:
     """Quantize the weights of a dense model in place and return it in its saveable form.
 
-    `calibration` is a list of 1-D `torch.LongTensor` of token ids, or None. Methods whose library quantizes while
-    loading (bitsandbytes) return the model as it is.
+    `work` says on which device, which layers stay dense, where finished blocks are kept and who is told about them. Methods
+    whose library quantizes while loading (bitsandbytes) return the model as it is.
     """
 
 

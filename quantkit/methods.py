@@ -5,137 +5,29 @@ the plan's method (`subset_hook_caller`, as pytest dispatches to conftest files)
 alternative, an `if method == …` at the top of every implementation, forgets one of them sooner or later.
 """
 
-import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields
 from functools import cache
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
-from typing import Any, Self
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
-import pluggy
-
-from quantkit import hookspecs
+from quantkit.calibration import Calibration, QuantizationWork
+from quantkit.discovery import DISPATCHED, Plugins, Source
 from quantkit.errors import PluginError, UnknownMethodError, UsageError, did_you_mean
 from quantkit.options import build_options
 from quantkit.plan import MethodInfo, PlanContext, QuantizationPlan, Stage
 
-GROUP = "quantkit"
-DISABLE_VARIABLE = "QUANTKIT_DISABLE_PLUGINS"
+__all__ = ["DISPATCHED", "Methods", "Source", "installed_methods", "require_usable"]
+
 VERA_NOTE = "VeRa has no alpha: lora_alpha has no effect, d_initial 0.1 sets the scale."
-DISPATCHED = ("build_quantization_plan", "load_kwargs", "quantize_model", "prepare_model", "post_train_merge")
-"""Hooks that only the owner of a method implements."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a plugin comes from."""
-
-    plugin: str
-    distribution: str
-
-    def __str__(self) -> str:
-        return f"plugin {self.plugin!r} of {self.distribution}"
-
-
-class Methods:
+class Methods(Plugins):
     """The methods that can be named in `QUANT_METHOD`, by plugin.
 
     A plugin that does not import, or breaks a rule of the hooks, costs only its own method: it is listed in `broken`, and
     the reason is told when that method is asked for.
     """
-
-    def __init__(self) -> None:
-        self._manager = pluggy.PluginManager(GROUP)
-        self._manager.add_hookspecs(hookspecs)
-        self._infos: dict[str, MethodInfo] = {}
-        self._sources: dict[str, Source] = {}
-        self._owners: dict[str, Any] = {}
-        self.broken: dict[str, str] = {}
-        """Plugin name to the reason why its method is not available."""
-
-    @classmethod
-    def discover(cls) -> Self:
-        """Load every installed plugin of the entry-point group `quantkit` but those named in QUANTKIT_DISABLE_PLUGINS."""
-        disabled = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",") if name.strip()}
-        methods = cls()
-        by_value = {(point.name, point.value): point for point in entry_points(group=GROUP)}
-        for point in sorted(by_value.values(), key=_shipped_first):
-            if point.name not in disabled and (point.dist is None or point.dist.name not in disabled):
-                methods._load(point)
-        return methods
-
-    def _load(self, point: EntryPoint) -> None:
-        source = Source(point.name, f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution")
-        try:
-            plugin = point.load()
-        except Exception as error:
-            self.broken[point.name] = f"{source} does not import: {type(error).__name__}: {error}"
-            return
-        self.register(plugin, source)
-
-    def register(self, plugin: Any, source: Source) -> None:
-        """Add one plugin (a module or object with hook implementations); what is wrong with it goes to `broken`."""
-        if self._manager.is_registered(plugin):
-            self.broken[source.plugin] = f"{source} is the same module as another plugin"
-            return
-        name = f"{source.plugin} ({source.distribution})"
-        try:
-            self._manager.register(plugin, name=name)
-            self._check_hook_names(plugin, source)
-            info = self._declared(plugin, source)
-            if info is None:
-                self._check_only_wraps(plugin, source)
-            else:
-                self._add(plugin, source, info)
-        except Exception as error:
-            if self._manager.is_registered(plugin):
-                self._manager.unregister(plugin)
-            said = str(error) if isinstance(error, PluginError) else f"{source}: {type(error).__name__}: {error}"
-            self.broken[source.plugin] = said
-
-    def _check_hook_names(self, plugin: Any, source: Source) -> None:
-        for caller in self._manager.get_hookcallers(plugin) or []:
-            if not caller.has_spec():
-                known = [name for name in vars(hookspecs) if name in (*DISPATCHED, "declare_method")]
-                raise PluginError(f"{source} implements the unknown hook {caller.name!r}.{did_you_mean(caller.name, known)}")
-
-    def _declared(self, plugin: Any, source: Source) -> MethodInfo | None:
-        others = [other for other in self._manager.get_plugins() if other is not plugin]
-        answers = self._manager.subset_hook_caller("declare_method", remove_plugins=others)()
-        if not answers:
-            return None
-        info = answers[0]
-        if not isinstance(info, MethodInfo):
-            raise PluginError(f"{source}: declare_method returned {type(info).__name__}, not a MethodInfo")
-        if not is_dataclass(info.options) or not isinstance(info.options, type):
-            raise PluginError(f"{source}: MethodInfo.options of {info.name} is {info.options!r}, not a dataclass")
-        if not info.stages:
-            raise PluginError(f"{source}: MethodInfo.stages of {info.name} is empty")
-        if info.name != source.plugin:
-            raise PluginError(
-                f"{source} declares the method {info.name!r}; its entry point must have the same name, not {source.plugin!r}"
-            )
-        return info
-
-    def _check_only_wraps(self, plugin: Any, source: Source) -> None:
-        for caller in self._manager.get_hookcallers(plugin) or []:
-            for implementation in caller.get_hookimpls():
-                if implementation.plugin is plugin and not (implementation.wrapper or implementation.hookwrapper):
-                    raise PluginError(
-                        f"{source} owns no method, so its {caller.name} may only wrap: mark it @hookimpl(wrapper=True),"
-                        " or add declare_method"
-                    )
-
-    def _add(self, plugin: Any, source: Source, info: MethodInfo) -> None:
-        for known, other in self._sources.items():
-            if known.lower() == info.name.lower():
-                raise PluginError(
-                    f"two plugins own the method {info.name!r}: {other} and {source}; the first is used. Uninstall one or set"
-                    f" {DISABLE_VARIABLE} to its distribution"
-                )
-        self._infos[info.name] = info
-        self._sources[info.name] = source
-        self._owners[info.name] = plugin
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -220,9 +112,21 @@ class Methods:
             raise PluginError(f"{self.source(plan.method)}: load_kwargs returned {type(answer).__name__}, not a dict")
         return answer
 
-    def quantize_model(self, plan: QuantizationPlan, model: Any, calibration: Any = None) -> Any:
-        """Quantize a dense model; returned unchanged where the method quantizes while loading."""
-        return self._model_hook("quantize_model", plan, model, calibration=calibration)
+    def quantize_model(
+        self,
+        plan: QuantizationPlan,
+        model: Any,
+        calibration: Calibration | None = None,
+        work: QuantizationWork | None = None,
+    ) -> Any:
+        """Quantize a dense model; returned unchanged where the method quantizes while loading.
+
+        Raises:
+            UsageError: the method wants calibration data and got none.
+        """
+        if calibration is None and self.info(plan.method).calibration == "required":
+            raise UsageError(f"{plan.method} quantizes with calibration data; none was given")
+        return self._model_hook("quantize_model", plan, model, calibration=calibration, work=work or QuantizationWork())
 
     def prepare_model(self, plan: QuantizationPlan, model: Any) -> Any:
         """Make a loaded base ready to train on."""
@@ -258,10 +162,6 @@ def _trainable(plan: QuantizationPlan, info: MethodInfo) -> QuantizationPlan:
     if plan.adapter.kind not in info.adapters:
         raise UsageError(f"{info.name} carries the adapters {', '.join(info.adapters)}; PEFT_CONFIG is {plan.adapter.kind!r}")
     return plan.with_changes(notes=(*plan.notes, VERA_NOTE)) if plan.adapter.kind == "VeRa" else plan
-
-
-def _shipped_first(point: EntryPoint) -> tuple[bool, str, str]:
-    return (point.dist is None or point.dist.name != "quantkit", point.dist.name if point.dist else "", "")
 
 
 def _unmet(need: str) -> str:

@@ -19,6 +19,7 @@ from quantkit.adapters import (
     recommend_rank,
     resolve_targets,
 )
+from quantkit.calibration import Calibration, QuantizationWork
 from quantkit.errors import UsageError, VerificationError
 from quantkit.layers import linear_layers
 from quantkit.measure import MEASURED, check_model, loaded_spec
@@ -119,7 +120,8 @@ def load_base(
     device: str,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    calibration: Any = None,
+    calibration: Calibration | None = None,
+    work: QuantizationWork | None = None,
 ) -> Any:
     """Return the base of a run as its plan wants it: loaded, quantized and measured; in eval mode.
 
@@ -127,11 +129,9 @@ def load_base(
         UsageError: the folder or hub id holds no loadable model, or the method wants calibration data and has none.
         VerificationError: weights are missing, or the model in memory is not what the plan's spec says.
     """
-    if methods.info(plan.method).calibration == "required" and calibration is None:
-        raise UsageError(f"{plan.method} quantizes with calibration data; none was given")
     extra = methods.load_kwargs(plan)
     model = _load(path, dtype=plan.compute_dtype, device=device, revision=revision, trust=trust_remote_code, extra=extra)
-    model = methods.quantize_model(plan, model, calibration)
+    model = methods.quantize_model(plan, model, calibration, work)
     return _settled(model, loaded_spec(plan), path)
 
 

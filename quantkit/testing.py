@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, 
 
 import pytest
 
+from quantkit.calibration import Calibration
 from quantkit.methods import Methods, installed_methods, require_usable
 from quantkit.plan import AdapterPlan, MethodInfo, PeftKind, PlanContext, QuantizationPlan, Stage
 
@@ -176,7 +177,9 @@ def load(methods: Methods, plan: QuantizationPlan, base: Path) -> Any:
     """Return the base as the plan wants it, quantized with random tokens where the method asks for calibration data."""
     from quantkit.modeling import load_base
 
-    calibration = None if methods.info(plan.method).calibration == "none" else list(sample_rows())
+    calibration = None
+    if methods.info(plan.method).calibration != "none":
+        calibration = Calibration(tuple(tuple(row.tolist()) for row in sample_rows()), "random rows of the contract")
     return load_base(str(base), plan=plan, methods=methods, device="cpu", calibration=calibration)
 
 
