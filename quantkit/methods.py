@@ -103,6 +103,11 @@ class Methods(Plugins):
                 )
         return _trainable(plan, info) if plan.stage is Stage.BASE and context.trains else plan
 
+    def wants_calibration(self, plan: QuantizationPlan) -> bool:
+        """Return whether `quantize_model` of this plan reads calibration data; the option `calibrated` decides where it may."""
+        need = self.info(plan.method).calibration
+        return need == "required" or (need == "optional" and bool(plan.options.get("calibrated")))
+
     def load_kwargs(self, plan: QuantizationPlan) -> dict[str, Any]:
         """Return what `from_pretrained` of the base needs; empty where the method has nothing to say."""
         answer = self._call("load_kwargs", plan.method, plan=plan)
@@ -124,7 +129,7 @@ class Methods(Plugins):
         Raises:
             UsageError: the method wants calibration data and got none.
         """
-        if calibration is None and self.info(plan.method).calibration == "required":
+        if calibration is None and self.wants_calibration(plan):
             raise UsageError(f"{plan.method} quantizes with calibration data; none was given")
         return self._model_hook("quantize_model", plan, model, calibration=calibration, work=work or QuantizationWork())
 
