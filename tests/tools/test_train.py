@@ -1,6 +1,7 @@
 """What a run prints, refuses and leaves behind."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ def test_a_snapshot_can_be_quantized(tiny_model: Path, read_json: Any, tmp_path:
     flags = ["--model-name-or-path", tiny_model, "--output-dir", tmp_path, "--quant-method", "BNB4BIT", "--double-quant"]
     artifact = Path(read_json("train", *flags)["artifact"])
     assert artifact.name == "Tiny-Llama-base_BNB4BIT_w4_dq_headbf16"
-    detected = read_json("registry", "detect", artifact)
+    detected = read_json("registry", "detect", artifact)["detections"][0]
     assert detected["spec"]["weights_dtype"] == "nf4"
     assert detected["spec"]["double_quant"] is True
 
@@ -140,3 +141,24 @@ def test_a_run_file_of_the_finance_study_runs_unchanged(tiny_model: Path, read_j
     assert record.recipe.method == "QLORA"
     assert record.adapter is not None
     assert record.adapter.r == 4
+
+
+def test_a_signal_saves_a_checkpoint_and_the_run_goes_on_from_it(
+    settings: list[object], read_json: Any, tmp_path: Path
+) -> None:
+    flags = [str(item) for item in settings]
+    flags[flags.index("--max-steps") + 1] = "40"
+    command = [sys.executable, "-u", "-m", "quantkit_tools.cli", "train", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("train: 1/40"):
+                process.send_signal(signal.SIGTERM)
+        process.wait(timeout=120)
+        assert process.returncode == 130, process.stderr.read() if process.stderr else ""
+    assert not list((tmp_path / "artifacts").glob("Tiny*"))
+    record = read_record(Path(read_json("train", *flags, "--resume-from-checkpoint")["artifact"]))
+    assert record.training["resumed_from"] >= 1
+    assert record.training["steps"] == 40
+    assert len(record.training["losses"]) == 40
+    assert not (tmp_path / "artifacts" / ".checkpoints" / record.name).exists()

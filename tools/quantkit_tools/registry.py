@@ -65,7 +65,7 @@ def _ls(flags: Namespace, registry: Registry) -> int:
         Column("name"),
         Column("kind"),
         Column("method"),
-        Column("stored", priority=1),
+        Column("stored"),
         Column("size", "right", priority=2),
         Column("base", priority=3),
         Column("origin", priority=4),

@@ -1,0 +1,60 @@
+"""The wheel installs and works outside the checkout, and brings no package whose name others use."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel built from this tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_four_packages_and_nothing_else(wheel: Path) -> None:
+    names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    info = {name for name in names if name.endswith(".dist-info")}
+    assert names - info == {"quantkit", "quantkit_plugins", "quantkit_registry", "quantkit_tools"}
+
+
+def test_the_wheel_carries_licence_and_types(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    for package in ("quantkit", "quantkit_plugins", "quantkit_registry", "quantkit_tools"):
+        assert f"{package}/py.typed" in names
+
+
+def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    """Installed into a folder of its own, ahead of the checkout's packages, with the dependencies of this environment."""
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    code = (
+        f"import sys; sys.path[:] = [{str(site)!r}] + [item for item in sys.path if not item.startswith({str(ROOT)!r})"
+        " or 'site-packages' in item]\n"
+        "import quantkit, quantkit_tools.cli as cli\n"
+        f"assert quantkit.__file__.startswith({str(site)!r}), quantkit.__file__\n"
+        "sys.exit(cli.main(['methods']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "QLORA" in done.stdout
+    assert "does not import" not in done.stdout + done.stderr
+
+
+def test_version_is_written_once() -> None:
+    """pyproject.toml and the package state the same version."""
+    import tomllib
+
+    from quantkit import __version__
+
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
