@@ -48,9 +48,10 @@ types: $(VENV)/.dev
 	@echo "== types"
 	$(BIN)/mypy
 
+# One thread a worker: two workers with two threads each wait for one another.
 unit: $(VENV)/.dev
 	@echo "== tests"
-	$(BIN)/python -m pytest -n 2 --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=15
 
 model: $(VENV)/.dev
 	@echo "== tests on the real model"
