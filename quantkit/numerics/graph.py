@@ -32,7 +32,8 @@ class Site:
     """Names of all linear layers that read it, also of those on the ignore list: folding changes all of them."""
     kind: Literal["norm", "linear"]
     channels: Tensor
-    """int64 `[in]`: the producer's output channel behind each input channel of the consumers (repeated by grouped queries)."""
+    """int64 `[in]`: the producer's output channel behind each input channel of the consumers; each occurs, with grouped queries
+    more than once."""
     offset: float = 0.0
     """What the norm adds to its weight before multiplying: 1 for norms that keep w − 1."""
 
@@ -169,7 +170,7 @@ def _scaled_with(
 ) -> dict[str, Tensor]:
     """Return consumer → channel map for layers whose every input channel scales with one of the producer's channels."""
     count = producer.out_features
-    before = {name: old for name, old in before.items() if count % old.shape[-1] == 0 or old.shape[-1] % count == 0}
+    before = {name: old for name, old in before.items() if old.shape[-1] % count == 0}
     if not before:
         return {}
     factors = _probe(count, producer.weight.device, seed=0)
@@ -184,7 +185,8 @@ def _scaled_with(
         ratio = (x * y).sum(0) / x.square().sum(0).clamp(min=1e-30)
         residual = (y - ratio * x).norm() / y.norm().clamp(min=1e-30)
         nearest = (ratio.unsqueeze(1) / factors - 1).abs().min(1)
-        if residual < EXACT and bool((nearest.values < 1e-4).all()):
+        every = len(nearest.indices.unique()) == count
+        if every and residual < EXACT and bool((nearest.values < 1e-4).all()):
             found[name] = nearest.indices.cpu()
     return found
 
