@@ -88,4 +88,12 @@ def store_in_format(plan: QuantizationPlan, model: Any, layers: "Mapping[str, Qu
         from quantkit.backends.compressed_tensors import compress_model
 
         return compress_model(model, layers, activations_bits=plan.spec.activations_bits)
+    if plan.spec.format == "gptq":
+        from quantkit.backends.gptq_format import store_gptq
+
+        return store_gptq(model, layers, options=plan.options)
+    if plan.spec.format == "awq":
+        from quantkit.backends.awq_format import store_awq
+
+        return store_awq(model, layers)
     raise UsageError(f"{plan.method}: no layers can be stored in the format {plan.spec.format!r}")
