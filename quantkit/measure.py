@@ -6,12 +6,16 @@ silently ignored goes unnoticed.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import VerificationError
 from quantkit.plan import QuantizationPlan
 from quantkit.spec import DENSE_BITS, QuantizationSpec
+
+if TYPE_CHECKING:
+    from quantkit.backends import LayerFacts
 
 MEASURED = (
     "weights_bits",
@@ -24,12 +28,16 @@ MEASURED = (
     "lm_head_dtype",
 )
 """Fields of a spec that are read off a model; method, tags, cache bits and extras are not in the weights."""
+LEFT_OUT_KEYS = ("ignore", "modules_to_not_convert")
+"""Keys under which storage formats list, by full name, the layers that stay dense."""
 SHOWN = 3
 """How many odd layers an error names."""
 
 
 def measure_model(model: Any, *, method: str) -> QuantizationSpec:
     """Return what the model's linear layers hold, under the name of `method`; adapters are looked through.
+
+    Dense layers that the model's own configuration lists as left out of quantization are not counted.
 
     Raises:
         VerificationError: layers differ from each other (the odd ones are named), cannot be measured, or there are none.
@@ -46,6 +54,7 @@ def measure_model(model: Any, *, method: str) -> QuantizationSpec:
             facts[name] = layer_facts(module)
         except VerificationError as error:
             raise VerificationError(f"{name}: {error}") from None
+    facts = _without_left_out(model, facts)
     (usual, count), *others = Counter(facts.values()).most_common()
     if others:
         odd = [f"{name} ({fact})" for name, fact in facts.items() if fact != usual]
@@ -58,6 +67,17 @@ def measure_model(model: Any, *, method: str) -> QuantizationSpec:
     if head is None:
         raise VerificationError(f"{type(model).__name__} has no output head; only causal language models are measured")
     return QuantizationSpec(method=method, lm_head_dtype=dtype_name(head.weight.dtype), **asdict(usual))
+
+
+def _without_left_out(model: Any, facts: "dict[str, LayerFacts]") -> "dict[str, LayerFacts]":
+    """Leave out dense layers that `quantization_config` names as such, unless all layers are dense."""
+    from quantkit.layers import bare_model
+
+    stated: Any = getattr(getattr(bare_model(model), "config", None), "quantization_config", None)
+    stated = stated.to_dict() if hasattr(stated, "to_dict") else stated
+    names = {name for key in LEFT_OUT_KEYS for name in (stated.get(key) or ())} if isinstance(stated, Mapping) else set()
+    kept = {name: fact for name, fact in facts.items() if fact.format != "dense" or name not in names}
+    return kept or facts
 
 
 def loaded_spec(plan: QuantizationPlan) -> QuantizationSpec:

@@ -5,7 +5,8 @@ stay dense, blocks kept for resuming, the storage format. A plugin brings option
 layers in each method, gives each its own idea of resuming, ignoring and error reporting.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration import Calibration, QuantizationWork
@@ -15,6 +16,7 @@ from quantkit.spec import QuantizationSpec
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from quantkit.numerics.blockwise import Solver
     from quantkit.numerics.grids import QuantizedWeight, ScaleSearch, UniformGrid
@@ -97,3 +99,46 @@ def store_in_format(plan: QuantizationPlan, model: Any, layers: "Mapping[str, Qu
 
         return store_awq(model, layers)
     raise UsageError(f"{plan.method}: no layers can be stored in the format {plan.spec.format!r}")
+
+
+def each_block(model: Any, work: QuantizationWork) -> "Iterator[dict[str, nn.Linear]]":
+    """Yield name → linear layer of each decoder block that is to be quantized, and report the block when the caller is done.
+
+    For methods that look at weights only. A block whose layers are all ignored is passed over.
+
+    Raises:
+        UsageError: a layer is of a kind that cannot be quantized, and is not ignored.
+    """
+    from quantkit.layers import linear_layers
+    from quantkit.numerics.blockwise import BlockReport
+    from quantkit.numerics.capture import find_blocks, matches
+
+    list_name, modules = find_blocks(model)
+    found = {name: layer for name, layer in linear_layers(model).items() if not matches(name, work.ignore)}
+    _require_linear(found)
+    outside = [name for name in found if not name.startswith(f"{list_name}.")]
+    if outside:
+        raise UsageError(f"{outside[0]} stands outside the decoder blocks; put it on the ignore list")
+    for index in range(len(modules)):
+        started = time.monotonic()
+        name = f"{list_name}.{index}"
+        if linears := {key: layer for key, layer in found.items() if key.startswith(f"{name}.")}:
+            yield linears
+        work.report(BlockReport(name, index, len(modules), None, time.monotonic() - started, resumed=False))
+
+
+def prepare_for_training(model: Any) -> Any:
+    """Make a quantized base ready to carry adapters: packed layers become dense ones on their grid, and nothing is trained."""
+    from quantkit.backends.unpacked import unpack_model
+
+    return unpack_model(model).requires_grad_(False)
+
+
+def _require_linear(layers: "Mapping[str, Any]") -> None:
+    from torch import nn
+
+    for name, layer in layers.items():
+        if type(layer) is not nn.Linear:
+            raise UsageError(
+                f"{name} is a {type(layer).__name__}, which cannot be quantized; put it on the ignore list (--ignore {name})"
+            )

@@ -45,9 +45,9 @@ def test_the_hooks_are_those_that_can_be_dispatched():
 
 
 def test_the_readmes_entry_point_names_the_readmes_method():
-    points = tomllib.loads(readme_block("toml", "quantkit-rtn"))["project"]["entry-points"]["quantkit"]
-    assert points == {"RTN": "quantkit_rtn"}
-    assert 'name="RTN"' in readme_block("python", "class RtnOptions")
+    points = tomllib.loads(readme_block("toml", "quantkit-myrtn"))["project"]["entry-points"]["quantkit"]
+    assert points == {"MyRTN": "quantkit_myrtn"}
+    assert 'name="MyRTN"' in readme_block("python", "class RtnOptions")
 
 
 def test_the_readmes_wrapper_is_a_plugin_and_wraps_every_method(capsys):

@@ -46,7 +46,10 @@ def layer_facts(module: Any) -> LayerFacts:
         from quantkit.backends import bitsandbytes
 
         return bitsandbytes.layer_facts(module)
-    if _states_facts(module) or getattr(module, "quantization_scheme", None) is not None:
+    if _states_facts(module):
+        facts: LayerFacts = module.measured() if hasattr(module, "measured") else module.facts
+        return facts
+    if getattr(module, "quantization_scheme", None) is not None:
         from quantkit.backends import compressed_tensors
 
         return compressed_tensors.layer_facts(module)

@@ -11,18 +11,19 @@ ignore it. Without it asymmetric weights do not load at all (transformers alloca
 PEFT finds no `weight` to attach adapters to. `repack_model` puts the packed layers back into a model loaded so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from quantkit.backends import LayerFacts
+from quantkit.backends import LayerFacts, dtype_name
 from quantkit.errors import UsageError, VerificationError
 from quantkit.files import read_json
 from quantkit.numerics.grids import QuantizedWeight
 from quantkit.numerics.packing import pack_compressed_tensors, unpack_compressed_tensors
+from quantkit.spec import DENSE_BITS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -173,45 +174,63 @@ def repack_model(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
     Raises:
         VerificationError: a dense layer is not what the packed one says it is.
     """
-    from safetensors import safe_open
-
-    config = read_json(folder / "config.json")["quantization_config"]["config_groups"]["group_0"]["weights"]
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as tensors:
-            names = set(tensors.keys())
-            for name in sorted(item.removesuffix(".weight_packed") for item in names if item.endswith(".weight_packed")):
-                outputs, inputs = (int(size) for size in tensors.get_tensor(f"{name}.weight_shape"))
-                bits, zero_name = config["num_bits"], f"{name}.weight_zero_point"
-                zero_point = tensors.get_tensor(zero_name) if zero_name in names else None
-                if zero_point is not None:
-                    zero_point = unpack_compressed_tensors(zero_point, bits, outputs, dim=0)
-                codes = unpack_compressed_tensors(tensors.get_tensor(f"{name}.weight_packed"), bits, inputs)
-                scale = tensors.get_tensor(f"{name}.weight_scale")
-                quantized = QuantizedWeight(codes, scale, zero_point, bits, config["group_size"] or -1)
-                linear = model.get_submodule(name)
-                if not isinstance(linear, nn.Linear) or not torch.equal(linear.weight.cpu(), quantized.dequantize()):
-                    raise VerificationError(f"{folder}: {name} in memory is not what {path.name} holds; load it again")
-                model.set_submodule(name, PackedLinear(quantized, linear.bias).to(linear.weight.device))
+    for name, quantized, facts in stored_layers(folder):
+        linear = model.get_submodule(name)
+        if not isinstance(linear, nn.Linear) or not torch.equal(linear.weight.cpu(), quantized.dequantize()):
+            raise VerificationError(f"{folder}: {name} in memory is not what the folder holds; load it again")
+        packed = PackedLinear(quantized, linear.bias, activations_bits=facts.activations_bits)
+        model.set_submodule(name, packed.to(linear.weight.device))
+    model.config.quantization_config = read_json(folder / "config.json")["quantization_config"]
     return model
 
 
-def dense_layer(layer: PackedLinear) -> nn.Linear:
-    """Return an ordinary float32 linear layer with the weights that this one computes with."""
+def stored_layers(folder: Path) -> Iterator[tuple[str, QuantizedWeight, LayerFacts]]:
+    """Yield name, weight and facts of every quantized layer of a compressed-tensors folder of ours."""
+    from safetensors import safe_open
+
+    group = read_json(folder / "config.json")["quantization_config"]["config_groups"]["group_0"]
+    weights, inputs = group["weights"], group.get("input_activations")
+    bits, group_size = int(weights["num_bits"]), int(weights["group_size"] or -1)
+    facts = LayerFacts(
+        format="compressed-tensors",
+        weights_bits=bits,
+        weights_dtype=f"int{bits}",
+        group_size=group_size,
+        symmetric=bool(weights["symmetric"]),
+        activations_bits=None if inputs is None else int(inputs["num_bits"]),
+    )
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            names = set(tensors.keys())
+            for name in sorted(item.removesuffix(".weight_scale") for item in names if item.endswith(".weight_scale")):
+                scale, zero_name = tensors.get_tensor(f"{name}.weight_scale"), f"{name}.weight_zero_point"
+                zero_point = tensors.get_tensor(zero_name) if zero_name in names else None
+                if f"{name}.weight_packed" in names:
+                    outputs, columns = (int(size) for size in tensors.get_tensor(f"{name}.weight_shape"))
+                    codes = unpack_compressed_tensors(tensors.get_tensor(f"{name}.weight_packed"), bits, columns)
+                    if zero_point is not None:
+                        zero_point = unpack_compressed_tensors(zero_point, bits, outputs, dim=0)
+                else:
+                    codes = tensors.get_tensor(f"{name}.weight")
+                yield name, QuantizedWeight(codes, scale, zero_point, bits, group_size), facts
+
+
+def dense_layer(layer: Any) -> nn.Linear:
+    """Return an ordinary float32 linear layer with the weights that this (packed or unpacked) one computes with."""
     linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    linear.weight = nn.Parameter(layer.quantized().dequantize().float(), requires_grad=False)
+    weight = layer.quantized().dequantize() if hasattr(layer, "quantized") else layer.weight.detach()
+    linear.weight = nn.Parameter(weight.float(), requires_grad=False)
     bias: nn.Parameter | None = layer.bias
     linear.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().float(), requires_grad=False))
     return linear
 
 
 def layer_facts(module: Any) -> LayerFacts:
-    """Return what a packed layer of ours, or a layer with the library's `quantization_scheme`, holds.
+    """Return what a layer with the library's `quantization_scheme` holds; one that it has unpacked is dense.
 
     Raises:
         VerificationError: the scheme quantizes no weights, or by a strategy that `QuantizationSpec` has no word for.
     """
-    if isinstance(module, PackedLinear):
-        return module.facts
     scheme = module.quantization_scheme
     weights = scheme.weights
     if weights is None:
@@ -224,13 +243,18 @@ def layer_facts(module: Any) -> LayerFacts:
     floats = {8: "float8_e4m3fn", 4: "fp4"}
     dtype = f"int{weights.num_bits}" if kind == "int" else floats.get(weights.num_bits, f"float{weights.num_bits}")
     inputs = scheme.input_activations
+    activations_bits = None if inputs is None else inputs.num_bits
+    status = getattr(module, "quantization_status", None)
+    if getattr(status, "value", status) == "decompressed":
+        dense = dtype_name(module.weight.dtype)
+        return LayerFacts(DENSE_BITS[dense], dense, activations_bits=activations_bits)
     return LayerFacts(
         weights_bits=weights.num_bits,
         weights_dtype=dtype,
         format="compressed-tensors",
         group_size=group_sizes[strategy],
         symmetric=bool(weights.symmetric),
-        activations_bits=None if inputs is None else inputs.num_bits,
+        activations_bits=activations_bits,
     )
 
 

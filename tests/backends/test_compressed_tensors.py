@@ -108,6 +108,7 @@ def test_packed_layers_say_what_they_are_in_memory_and_after_repacking(tiny_mode
     assert layer_facts(loaded.get_submodule(LAYER)) == LayerFacts(16, "bfloat16")
     repack_model(loaded, tmp_path)
     assert layer_facts(loaded.get_submodule(LAYER)) == facts
+    assert loaded.config.quantization_config == model.config.quantization_config
     assert torch.equal(loaded(IDS).logits, before)
 
 
@@ -117,7 +118,10 @@ def test_layers_that_transformers_loads_packed_say_what_they_are(tiny_model, tmp
     facts = layer_facts(model.get_submodule(LAYER))
     assert facts == LayerFacts(8, "int8", "compressed-tensors", group_size=-1, symmetric=True, activations_bits=8)
     model.save_pretrained(tmp_path)
-    assert layer_facts(load(tmp_path).get_submodule(LAYER)) == facts
+    loaded = load(tmp_path)
+    assert layer_facts(loaded.get_submodule(LAYER)) == facts
+    loaded(IDS)  # upon which the library unpacks its layers
+    assert layer_facts(loaded.get_submodule(LAYER)) == LayerFacts(16, "bfloat16", activations_bits=8)
 
 
 def test_repacking_refuses_weights_that_are_not_the_checkpoints(tiny_model, tmp_path):
@@ -126,7 +130,7 @@ def test_repacking_refuses_weights_that_are_not_the_checkpoints(tiny_model, tmp_
     model.save_pretrained(tmp_path)
     loaded = load(tmp_path)
     loaded.get_submodule(LAYER).weight.data += 1
-    with pytest.raises(VerificationError, match=rf"{LAYER} in memory is not what model.safetensors holds"):
+    with pytest.raises(VerificationError, match=rf"{LAYER} in memory is not what the folder holds"):
         repack_model(loaded, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The RTN package of plugins/README.md, built as a wheel of its own and put on the path like an installed one."""
+"""The MyRTN package of plugins/README.md, built as a wheel of its own and put on the path like an installed one."""
 
 import re
 import subprocess
@@ -24,8 +24,8 @@ def build_distribution(folder: Path) -> Path:
     """Build the package with its own build backend, without a network, and return a folder to put on `sys.path`."""
     project, site = folder / "project", folder / "site"
     project.mkdir(parents=True)
-    (project / "pyproject.toml").write_text(readme_block("toml", "quantkit-rtn"))
-    (project / "quantkit_rtn.py").write_text(readme_block("python", "class RtnOptions"))
+    (project / "pyproject.toml").write_text(readme_block("toml", "quantkit-myrtn"))
+    (project / "quantkit_myrtn.py").write_text(readme_block("python", "class RtnOptions"))
     build = "from hatchling.build import build_wheel; print(build_wheel('.'))"
     done = subprocess.run([sys.executable, "-c", build], cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -36,3 +36,8 @@ class TestBnb4Bit(NamedContract):
 
 class TestQlora(NamedContract):
     method = "QLORA"
+
+
+class TestRtn(NamedContract):
+    method = "RTN"
+    options: ClassVar[dict[str, object]] = {"group_size": 32}

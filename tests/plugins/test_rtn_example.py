@@ -22,7 +22,7 @@ exec(readme_block("python", "MethodContract"), Contract)
 
 @pytest.fixture(scope="module", autouse=True)
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder in which quantkit-rtn is installed, for this process and those it starts."""
+    """The folder in which quantkit-myrtn is installed, for this process and those it starts."""
     folder = build_distribution(tmp_path_factory.mktemp("rtn"))
     sys.path.insert(0, str(folder))
     path = os.environ.get("PYTHONPATH")
@@ -33,7 +33,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ.pop("PYTHONPATH")
     if path:
         os.environ["PYTHONPATH"] = path
-    sys.modules.pop("quantkit_rtn", None)
+    sys.modules.pop("quantkit_myrtn", None)
     installed_methods.cache_clear()
 
 
@@ -45,10 +45,10 @@ def methods(site: Path) -> Methods:
 @pytest.fixture
 def plan(methods: Methods) -> QuantizationPlan:
     context = PlanContext(stage=Stage.TRAINED, adapter=AdapterPlan(kind="NoPeft"))
-    return methods.plan("rtn", {"group_size": "32"}, context)
+    return methods.plan("myrtn", {"group_size": "32"}, context)
 
 
-class TestTheContractOfTheTutorial(Contract["TestRTN"]):
+class TestTheContractOfTheTutorial(Contract["TestMyRTN"]):
     """The block that plugin authors copy, run as it stands."""
 
 
@@ -57,8 +57,8 @@ def test_the_method_fits_in_a_file_of_under_80_lines() -> None:
 
 
 def test_it_comes_from_a_distribution_of_its_own(methods: Methods) -> None:
-    assert methods.source("RTN").distribution == "quantkit-rtn 0.1.0"
-    assert methods.names[:4] == ("BNB4BIT", "INT8", "NoQuant", "QLORA")
+    assert methods.source("MyRTN").distribution == "quantkit-myrtn 0.1.0"
+    assert methods.names[-1] == "MyRTN"  # quantkit's own come first
 
 
 def test_its_plan_survives_json(plan: QuantizationPlan) -> None:
@@ -67,7 +67,7 @@ def test_its_plan_survives_json(plan: QuantizationPlan) -> None:
 
 def test_its_artifacts_have_a_name_that_reads_back(plan: QuantizationPlan) -> None:
     name = ArtifactName.of(base="org/Tiny-Llama", dataset=None, adapter=plan.adapter, recipe=plan.spec)
-    assert format_name(name) == "Tiny-Llama-base_RTN_w4_g32_headbf16"
+    assert format_name(name) == "Tiny-Llama-base_MyRTN_w4_g32_headbf16"
     assert parse_name(format_name(name)) == name
 
 
@@ -103,7 +103,7 @@ def test_a_saved_artifact_is_detected_loaded_measured_and_evaluated(
     save_artifact(target, model=model, tokenizer=load_tokenizer(str(tiny_model)), record=record.to_dict())
 
     found = detect(target, claims=methods.claims())
-    assert (found.method, found.spec, found.format) == ("RTN", plan.spec, "compressed-tensors")
+    assert (found.method, found.spec, found.format) == ("MyRTN", plan.spec, "compressed-tensors")
     loaded = load_source(ModelSource(**found.source_fields), methods, device="cpu")
     (result,) = evaluate_model(loaded, load_tokenizer(str(target)), [_demo_task()], max_new_tokens=8)
     assert result.scores["exact_match"].n == 4
