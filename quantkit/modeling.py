@@ -168,19 +168,24 @@ def load_source(source: ModelSource, methods: Methods, *, device: str, trust_rem
 def _load(path: str, *, dtype: str, device: str, revision: str | None, trust: bool, extra: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
+    from quantkit.backends.packed_checkpoints import is_packed_checkpoint, load_packed_checkpoint
+
     refuse_missing_folder(path)
     _refuse_unreadable(Path(path))
     with one_line(path, "model"):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            revision=revision,
-            trust_remote_code=trust,
-            dtype=dtype,
-            device_map={"": device},
-            use_safetensors=True,
-            output_loading_info=True,
-            **extra,
-        )
+        if is_packed_checkpoint(Path(path)):
+            model, report = load_packed_checkpoint(Path(path), dtype=dtype, device=device, trust_remote_code=trust)
+        else:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path,
+                revision=revision,
+                trust_remote_code=trust,
+                dtype=dtype,
+                device_map={"": device},
+                use_safetensors=True,
+                output_loading_info=True,
+                **extra,
+            )
     lacking = sorted([*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])])
     if lacking:
         raise VerificationError(
