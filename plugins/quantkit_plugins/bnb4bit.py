@@ -1,12 +1,14 @@
 """How does one train any adapter on a 4-bit base? NF4 or FP4 by bitsandbytes, scales quantized again or not.
 
-The variants are told apart by tags: plain NF4 has none, `fp4` and `dq` (double quantization) name what differs.
+The variants are told apart by tags: plain NF4 has none; `fp4`, `dq` (double quantization) and `cal` (rounded with calibration
+rows instead of to the nearest value) name what differs.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, hookimpl
+from quantkit.calibration import Calibration, QuantizationWork
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,8 @@ class Bnb4BitOptions:
     """Grid of the weights: nf4 (quantiles of a normal distribution) or fp4 (4-bit floats)."""
     double_quant: bool = False
     """Quantize the scales as well: 0.37 bit less per weight (arXiv:2305.14314, section 3)."""
+    calibrated: bool = False
+    """Round with error feedback over the grid on calibration rows, instead of to the nearest value."""
 
 
 @hookimpl
@@ -26,9 +30,10 @@ def declare_method() -> MethodInfo:
         name=QuantMethod.BNB4BIT,
         summary="4-bit base (bitsandbytes): NF4 or FP4, for LoRA, DoRA and VeRA",
         options=Bnb4BitOptions,
-        stages=frozenset({Stage.BASE}),
+        stages=frozenset({Stage.BASE, Stage.TRAINED}),
         requirements=("bitsandbytes>=0.50",),
         adapters=("LoRa", "DoRa", "VeRa"),
+        calibration="optional",
         claims=("bitsandbytes-4bit",),
     )
 
@@ -36,7 +41,7 @@ def declare_method() -> MethodInfo:
 @hookimpl
 def build_quantization_plan(options: Bnb4BitOptions, context: PlanContext) -> QuantizationPlan:
     """Plan a base in 4 bit; the head stays dense."""
-    tags = (("fp4",) if options.quant_type == "fp4" else ()) + (("dq",) if options.double_quant else ())
+    variants = {"fp4": options.quant_type == "fp4", "dq": options.double_quant, "cal": options.calibrated}
     return QuantizationPlan(
         method=QuantMethod.BNB4BIT,
         stage=context.stage,
@@ -47,7 +52,7 @@ def build_quantization_plan(options: Bnb4BitOptions, context: PlanContext) -> Qu
             format="bitsandbytes",
             double_quant=options.double_quant,
             lm_head_dtype=context.head_dtype,
-            tags=tags,
+            tags=tuple(tag for tag, chosen in variants.items() if chosen),
         ),
         adapter=context.adapter,
         options=asdict(options),
@@ -57,16 +62,20 @@ def build_quantization_plan(options: Bnb4BitOptions, context: PlanContext) -> Qu
 
 @hookimpl
 def load_kwargs(plan: QuantizationPlan) -> dict[str, Any]:
-    """Ask transformers to quantize while loading."""
+    """Ask transformers to quantize while loading; a base to be calibrated is loaded dense."""
     from quantkit.backends import bitsandbytes
 
-    return bitsandbytes.load_kwargs_4bit(plan)
+    return {} if plan.options["calibrated"] else bitsandbytes.load_kwargs_4bit(plan)
 
 
 @hookimpl
-def quantize_model(model: Any) -> Any:
-    """Return the model as it is; it was quantized while loading."""
-    return model
+def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration | None, work: QuantizationWork) -> Any:
+    """Round a dense base with calibration; without, return the model as it is: it was quantized while loading."""
+    if not plan.options["calibrated"]:
+        return model
+    from quantkit.backends.calibrated_4bit import quantize_calibrated
+
+    return quantize_calibrated(plan, model, calibration, work)
 
 
 @hookimpl

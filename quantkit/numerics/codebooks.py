@@ -7,7 +7,7 @@ over as dense weights: a block whose absmax no weight attains would get another 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -25,6 +25,8 @@ NF4 = (
 )  # fmt: skip
 FP4 = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
 """Magnitudes of codes 0 to 7, in twelfths; codes 8 to 15 are their negatives."""
+NESTED_BLOCK = 256
+"""Absmax numbers that share one scale after double quantization."""
 
 
 @cache
@@ -39,6 +41,32 @@ def codebook(name: CodebookName) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class NestedAbsmax:
+    """Absmax numbers that are quantized themselves (QLoRA, section 3): code_book[q]·scale + offset."""
+
+    codes: Tensor
+    """uint8 `[out · blocks]`."""
+    scale: Tensor
+    """float32, one for 256 codes."""
+    offset: Tensor
+    """float32 scalar: the mean that was taken off first."""
+
+    def state(self) -> Any:
+        """Return the `bitsandbytes.functional.QuantState` of the codes."""
+        from bitsandbytes.functional import QuantState, create_dynamic_map
+
+        values = create_dynamic_map().to(self.codes.device)
+        return QuantState(absmax=self.scale, code=values, blocksize=NESTED_BLOCK, dtype=torch.float32)
+
+    def value(self) -> Tensor:
+        """Return the absmax that loaders compute with, float32 `[out · blocks]`."""
+        from bitsandbytes.functional import dequantize_blockwise
+
+        restored: Tensor = dequantize_blockwise(self.codes, self.state()) + self.offset
+        return restored
+
+
+@dataclass(frozen=True, slots=True)
 class CodebookWeight:
     """A weight matrix in blocks of a codebook."""
 
@@ -49,6 +77,8 @@ class CodebookWeight:
     name: CodebookName
     dtype: torch.dtype
     """Data type of the weight that the layer computes with."""
+    nested: NestedAbsmax | None = None
+    """How absmax is stored, where it has been double quantized already: `absmax` is exactly what it reads as."""
 
     def dequantize(self) -> Tensor:
         """Return the weight `[out, in]` in `dtype`, as `bitsandbytes.functional.dequantize_4bit` does."""
@@ -58,7 +88,18 @@ class CodebookWeight:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that state the weight; `CodebookGrid.restore` is the inverse."""
-        return {"codes": self.codes, "absmax": self.absmax}
+        stored = self.nested
+        nested = {} if stored is None else {f"nested_{key}": getattr(stored, key) for key in ("codes", "scale", "offset")}
+        return {"codes": self.codes, "absmax": self.absmax} | nested
+
+    def nest(self) -> "CodebookWeight":
+        """Return the same codes with absmax double quantized: the weight as it will be read back."""
+        absmax, nested = double_quantize(self.absmax)
+        return replace(self, absmax=absmax, nested=nested)
+
+    def to(self, device: torch.device) -> "CodebookWeight":
+        """Return the weight on another device."""
+        return CodebookGrid(self.name, dtype=self.dtype).restore({k: v.to(device) for k, v in self.tensors().items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +112,8 @@ class CodebookGrid:
     search: ScaleSearch = "minmax"
     """`minmax`: absmax is the block's largest magnitude; `mse`: the one of least (weighted) squared error."""
     signed: bool = True
-    """Whether an `mse` search may choose a negative absmax, which mirrors the codebook; double quantization of absmax
-    keeps far fewer digits when its signs are mixed, so choose False there."""
+    """Whether an `mse` search may choose a negative absmax, which mirrors the codebook. Double quantization keeps fewer digits
+    of absmax when its signs are mixed; where codes are not chosen anew for what it keeps, say False."""
 
     def block_columns(self, columns: int, layer: str = "this layer") -> int:
         """Return the block size.
@@ -122,7 +163,10 @@ class CodebookGrid:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> CodebookWeight:
         """Return the weight of this grid that these tensors state."""
-        return CodebookWeight(tensors["codes"], tensors["absmax"], self.name, self.dtype)
+        parts = [tensors[key] for key in ("nested_codes", "nested_scale", "nested_offset") if key in tensors]
+        return CodebookWeight(
+            tensors["codes"], tensors["absmax"], self.name, self.dtype, NestedAbsmax(*parts) if parts else None
+        )
 
     def _error(self, values: Tensor, levels: Levels, importance: Tensor | None) -> Tensor:
         spread = levels.spread()
@@ -141,24 +185,23 @@ def quantize_codebook(
     return grid.assemble(grid.encode(groups, levels.spread()).flatten(1), levels)
 
 
-def double_quantize(absmax: Tensor) -> tuple[Tensor, Any]:
-    """Return absmax as it reads after double quantization, and what bitsandbytes stores: (codes, offset, state).
+def double_quantize(absmax: Tensor) -> tuple[Tensor, NestedAbsmax]:
+    """Return absmax as it reads after double quantization, and how bitsandbytes stores it.
 
     absmax minus its mean goes to 8-bit dynamic codes in blocks of 256 (QLoRA, section 3).
     """
-    from bitsandbytes.functional import dequantize_blockwise, quantize_blockwise
+    from bitsandbytes.functional import quantize_blockwise
 
     offset = absmax.mean()
-    codes, state = quantize_blockwise(absmax.flatten() - offset, blocksize=256)
-    restored: Tensor = (dequantize_blockwise(codes, state) + offset).reshape(absmax.shape)
-    return restored, (codes, offset, state)
+    codes, state = quantize_blockwise(absmax.flatten() - offset, blocksize=NESTED_BLOCK)
+    nested = NestedAbsmax(codes, state.absmax, offset)
+    return nested.value().reshape(absmax.shape), nested
 
 
 def params_4bit(weight: CodebookWeight, *, double_quant: bool) -> Any:
     """Return a quantized `bitsandbytes.nn.Params4bit` that holds exactly these codes and this absmax.
 
-    With `double_quant`, absmax is rounded once more; give a weight whose absmax came out of `double_quantize` and whose
-    codes were chosen for it, where that matters.
+    With `double_quant`, absmax is rounded once more, unless the weight has been through `nest` and says how it is stored.
     """
     from bitsandbytes.functional import QuantState
     from bitsandbytes.nn import Params4bit
@@ -169,13 +212,13 @@ def params_4bit(weight: CodebookWeight, *, double_quant: bool) -> Any:
     values = codebook(weight.name).to(flat.device, copy=True)
     settings = {"shape": weight.codes.shape, "code": values, "blocksize": block_size, "quant_type": weight.name}
     if double_quant:
-        _, (codes, offset, nested) = double_quantize(weight.absmax)
-        state = QuantState(absmax=codes, offset=offset, state2=nested, dtype=weight.dtype, **settings)
+        nested = weight.nested or double_quantize(weight.absmax)[1]
+        stored = {"absmax": nested.codes, "offset": nested.offset, "state2": nested.state()}
     else:
-        state = QuantState(absmax=weight.absmax.flatten().contiguous(), dtype=weight.dtype, **settings)
+        stored = {"absmax": weight.absmax.flatten().contiguous()}
     return Params4bit(
         packed,
-        quant_state=state,
+        quant_state=QuantState(dtype=weight.dtype, **stored, **settings),
         blocksize=block_size,
         compress_statistics=double_quant,
         quant_type=weight.name,
