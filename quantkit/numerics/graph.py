@@ -185,7 +185,7 @@ def _scaled_with(
         ratio = (x * y).sum(0) / x.square().sum(0).clamp(min=1e-30)
         residual = (y - ratio * x).norm() / y.norm().clamp(min=1e-30)
         nearest = (ratio.unsqueeze(1) / factors - 1).abs().min(1)
-        every = len(nearest.indices.unique()) == count
+        every = len(torch.unique(nearest.indices)) == count
         if every and residual < EXACT and bool((nearest.values < 1e-4).all()):
             found[name] = nearest.indices.cpu()
     return found
