@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, Literal, Self
 
 from quantkit.errors import UsageError
+from quantkit.gate import GateLimits
 from quantkit.spec import QuantizationSpec, read_fields
 
 PEFT_KINDS = ("NoPeft", "LoRa", "DoRa", "VeRa")
@@ -47,6 +48,8 @@ class MethodInfo:
     """Whether `quantize_model` wants calibration data; `optional`: when the method's option `calibrated` is on."""
     claims: tuple[str, ...] = ()
     """Storage kinds (see `quantkit.headers.StoredWeights.kind`) whose bare checkpoints are read as this method."""
+    gate_limits: Mapping[int, GateLimits] = field(default_factory=dict)
+    """weights_bits to the limits that its results are judged by, where they are not `quantkit.gate.DEFAULT_LIMITS`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,9 +36,9 @@ class Packed(Protocol):
 class UnpackedLinear(nn.Linear):
     """A linear layer whose dense weight stands on an integer grid.
 
-    `weight` is `[out, in]`, dequantized in the scales' data type, as loaders do it, then cast to the computing one. With 8-bit activations
-    the input is rounded per token as the packed layer rounds it; gradients pass the rounding unchanged (straight-through
-    estimator, arXiv:1308.3432).
+    `weight` is `[out, in]`, dequantized in the scales' data type, as loaders do it, then cast to the computing one. With
+    8-bit activations the input is rounded per token as the packed layer rounds it; gradients pass the rounding unchanged
+    (straight-through estimator, arXiv:1308.3432).
     """
 
     weight_scale: Tensor

@@ -1,7 +1,7 @@
 """How does a file of rows become dictionaries, and where in the file does each row stand?
 
-JSONL, JSON, CSV and parquet only, each read by the standard library or pyarrow; values keep the file's own types. pandas
-or `datasets` would guess types (a column of answers becomes floats) and forget the line a row came from.
+JSONL, JSON, CSV, parquet and plain text only, each read by the standard library or pyarrow; values keep the file's own
+types. pandas or `datasets` would guess types (a column of answers becomes floats) and forget the line a row came from.
 """
 
 import csv
@@ -135,6 +135,23 @@ def _parquet(path: Path, limit: int | None) -> Part:
         raise UsageError(f"{path}: not a readable parquet file: {_one_line(error)}") from None
 
 
+def _paragraphs(path: Path, limit: int | None) -> Part:
+    """Read paragraphs, which blank lines part, as rows with the one column `text`."""
+    numbers: list[int] = []
+    rows: list[Row] = []
+    blank = True
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        if line.strip() and blank:
+            if len(rows) == limit:
+                break
+            numbers.append(number)
+            rows.append({"text": line})
+        elif line.strip():
+            rows[-1]["text"] += f"\n{line}"
+        blank = not line.strip()
+    return Part(str(path), "line", numbers, rows)
+
+
 def _numbered(path: Path, rows: list[Row]) -> Part:
     return Part(str(path), "row", list(range(1, len(rows) + 1)), rows)
 
@@ -155,5 +172,6 @@ READERS: dict[str, Callable[[Path, int | None], Part]] = {
     ".json": _json,
     ".csv": _csv,
     ".parquet": _parquet,
+    ".txt": _paragraphs,
 }
 """Suffix → reader."""

@@ -89,7 +89,7 @@ FAULTS = {
     "no rows": (b"\n", "x.jsonl", r"x.jsonl: holds no rows"),
     "an empty list": (b"[]", "x.json", r"x.json: holds no rows"),
     "a CSV header alone": (b"a,b\n", "x.csv", r"x.csv: holds no rows"),
-    "an unknown suffix": (b"x", "x.xml", r"rows are read from .jsonl, .json, .csv, .parquet files; found '?.xml"),
+    "an unknown suffix": (b"x", "x.xml", r"rows are read from .jsonl, .json, .csv, .parquet, .txt files; found '?.xml"),
 }
 
 
@@ -117,7 +117,7 @@ def test_a_parquet_file_with_damaged_pages_is_refused_or_read_never_a_traceback(
 
 def test_an_unreadable_path_says_so(tmp_path: Path) -> None:
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(UsageError, match=r"no train file \(.jsonl, .json, .csv, .parquet\) in this folder"):
+    with pytest.raises(UsageError, match=r"no train file \(.jsonl, .json, .csv, .parquet, .txt\) in this folder"):
         read_rows(tmp_path / "folder.jsonl")
     with pytest.raises(UsageError, match="the number of rows to read is 0"):
         read_rows(tmp_path, limit=0)
