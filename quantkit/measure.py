@@ -28,7 +28,7 @@ MEASURED = (
     "lm_head_dtype",
 )
 """Fields of a spec that are read off a model; method, tags, cache bits and extras are not in the weights."""
-LEFT_OUT_KEYS = ("ignore", "modules_to_not_convert")
+LEFT_OUT_KEYS = ("ignore", "modules_to_not_convert", "llm_int8_skip_modules")
 """Keys under which storage formats list, by full name, the layers that stay dense."""
 SHOWN = 3
 """How many odd layers an error names."""
