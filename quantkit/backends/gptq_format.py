@@ -10,7 +10,8 @@ Three choices, each where the libraries differ:
 * **Order.** Solvers here leave every column in the group of its place, also when they rounded the columns in another order.
   So `g_idx` is the natural one and `desc_act` is false: what was done stands in `meta`, and no kernel has to permute.
 * **Layers left out.** Each is named under `dynamic` (GPTQModel, vLLM), and those that are quantized under
-  `modules_in_block_to_quantize` (transformers through optimum, vLLM).
+  `modules_in_block_to_quantize` (transformers through optimum, vLLM); for people and `measure`,
+  `modules_to_not_convert` says it, too.
 
 Scales are stored in the model's data type, to which every loader converts them.
 """
@@ -99,6 +100,7 @@ def quantization_config(
     if left_out:
         stated["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in left_out}
         stated["modules_in_block_to_quantize"] = [quantized]
+        stated["modules_to_not_convert"] = left_out
     return stated
 
 

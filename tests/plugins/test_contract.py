@@ -41,3 +41,14 @@ class TestQlora(NamedContract):
 class TestRtn(NamedContract):
     method = "RTN"
     options: ClassVar[dict[str, object]] = {"group_size": 32}
+
+
+class TestGptq(NamedContract):
+    method = "GPTQ"
+    options: ClassVar[dict[str, object]] = {"group_size": 32}
+
+
+class TestAwq(NamedContract):
+    method = "AWQ"
+    options: ClassVar[dict[str, object]] = {"group_size": 32, "n_grid": 3}
+    other_options: ClassVar[dict[str, object]] = {"symmetric": False}
