@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantkit.adapters import (
-    adapter_gradient_faults,
     attach_adapter,
     check_adapter_tensors,
     recommend_rank,
     resolve_targets,
 )
+from quantkit.bases import as_stored, stored_format, stored_kwargs, with_packed_layers
 from quantkit.calibration import Calibration, QuantizationWork
 from quantkit.errors import UsageError, VerificationError
 from quantkit.layers import linear_layers
@@ -29,7 +29,6 @@ from quantkit.spec import DENSE_BITS, QuantizationSpec
 
 __all__ = [
     "ModelSource",
-    "adapter_gradient_faults",
     "attach_adapter",
     "linear_layers",
     "load_base",
@@ -126,13 +125,16 @@ def load_base(
 ) -> Any:
     """Return the base of a run as its plan wants it: loaded, quantized and measured; in eval mode.
 
+    A folder whose weights are quantized already is taken as it is, dequantized where adapters need it.
+
     Raises:
         UsageError: the folder or hub id holds no loadable model, or the method wants calibration data and has none.
         VerificationError: weights are missing, or the model in memory is not what the plan's spec says.
     """
-    extra = methods.load_kwargs(plan)
+    stored = stored_format(path) is not None
+    extra = stored_kwargs(path) if stored else methods.load_kwargs(plan)
     model = _load(path, dtype=plan.compute_dtype, device=device, revision=revision, trust=trust_remote_code, extra=extra)
-    model = methods.quantize_model(plan, model, calibration, work)
+    model = as_stored(model, path) if stored else methods.quantize_model(plan, model, calibration, work)
     return _settled(model, loaded_spec(plan), path)
 
 
@@ -157,10 +159,11 @@ def load_source(source: ModelSource, methods: Methods, *, device: str, trust_rem
             trust_remote_code=trust_remote_code,
         )
     else:
-        dtype = source.spec.lm_head_dtype if source.kind == "adapter" else "auto"
-        model = _load(path, dtype=dtype, device=device, revision=source.revision, trust=trust_remote_code, extra={})
-        if source.kind == "model" and source.spec.format == "compressed-tensors" and Path(path).is_dir():
-            model = _with_packed_layers(model, Path(path))
+        adapted = source.kind == "adapter"
+        dtype = source.spec.lm_head_dtype if adapted else "auto"
+        extra = stored_kwargs(path) if adapted and stored_format(path) else {}
+        model = _load(path, dtype=dtype, device=device, revision=source.revision, trust=trust_remote_code, extra=extra)
+        model = as_stored(model, path) if adapted else with_packed_layers(model, path)
         model = _settled(model, source.spec, path)
     return model if source.kind == "model" else _with_adapter(model, source.path)
 
@@ -193,15 +196,6 @@ def _load(path: str, *, dtype: str, device: str, revision: str | None, trust: bo
             f" {lacking[0]}; transformers would start them at random"
         )
     return model
-
-
-def _with_packed_layers(model: Any, folder: Path) -> Any:
-    """Put back the packed layers that the checkpoint's own `dequantize` made transformers unpack, so they can be measured."""
-    from quantkit.backends.compressed_tensors import repack_model
-    from quantkit.files import read_json
-
-    unpacked = read_json(folder / "config.json").get("quantization_config", {}).get("dequantize", False)
-    return repack_model(model, folder) if unpacked else model
 
 
 def _settled(model: Any, spec: QuantizationSpec, path: str) -> Any:

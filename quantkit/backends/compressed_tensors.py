@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from quantkit.backends import LayerFacts, dtype_name
 from quantkit.errors import UsageError, VerificationError
 from quantkit.files import read_json
+from quantkit.numerics.float8 import round_tokens_to_float8
 from quantkit.numerics.grids import QuantizedWeight
 from quantkit.numerics.packing import pack_compressed_tensors, unpack_compressed_tensors
 from quantkit.spec import DENSE_BITS
@@ -34,7 +35,8 @@ class PackedLinear(nn.Linear):
 
     Weights only (`pack-quantized`): `weight_packed` int32 `[out, ceil(in·bits/32)]`, `weight_scale` `[out, groups]`,
     `weight_shape` int64 `[2]` and, if asymmetric, `weight_zero_point` int32 `[ceil(out·bits/32), groups]`.
-    With 8-bit activations (`int-quantized`): `weight` int8 `[out, in]`, `weight_scale`, `weight_zero_point` int8.
+    8-bit weights and activations (`int-quantized`): `weight` int8 `[out, in]`, `weight_scale`, `weight_zero_point` int8.
+    8-bit floating point (`float-quantized`): `weight` float8_e4m3fn `[out, in]`, `weight_scale`. See `storage_format`.
     Each forward pass unpacks anew; gradients flow to the input only. To train or merge, take `dense_layer` instead.
     """
 
@@ -46,7 +48,7 @@ class PackedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.out_features, self.in_features = quantized.codes.shape
         tensors = {"weight_scale": quantized.scale}
-        if activations_bits is None:
+        if _storage_of(quantized, activations_bits) == "pack-quantized":
             tensors["weight_packed"] = pack_compressed_tensors(quantized.codes, quantized.bits)
             tensors["weight_shape"] = torch.tensor(quantized.codes.shape, dtype=torch.int64)
             if quantized.zero_point is not None:
@@ -61,7 +63,7 @@ class PackedLinear(nn.Linear):
         self.facts = LayerFacts(
             format="compressed-tensors",
             weights_bits=quantized.bits,
-            weights_dtype=f"int{quantized.bits}",
+            weights_dtype=quantized.weights_dtype,
             group_size=quantized.group_size,
             symmetric=quantized.zero_point is None,
             activations_bits=activations_bits,
@@ -71,7 +73,7 @@ class PackedLinear(nn.Linear):
         """Return the weight that the parameters hold."""
         bits, group_size = self.facts.weights_bits, self.facts.group_size or -1
         zero_point: Tensor | None = getattr(self, "weight_zero_point", None)
-        if self.facts.activations_bits is not None:
+        if "weight_packed" not in self._parameters:
             return QuantizedWeight(self.weight.data, self.weight_scale, zero_point, bits, group_size)
         if zero_point is not None:
             zero_point = unpack_compressed_tensors(zero_point, bits, self.out_features, dim=0)
@@ -81,12 +83,39 @@ class PackedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Return input · Wᵀ + b, the input rounded per token first when activations are quantized."""
         if self.facts.activations_bits is not None:
-            input = round_tokens(input, self.facts.activations_bits)
+            input = round_inputs(input, self.facts)
         return nn.functional.linear(input, self.quantized().dequantize().to(input.dtype), self.bias)
 
     def extra_repr(self) -> str:
         """Return sizes and facts for `print(model)`."""
         return f"{self.in_features}, {self.out_features}, {self.facts}"
+
+
+def storage_format(*, bits: int, group_size: int, weights_dtype: str, activations_bits: int | None) -> str:
+    """Return the layout that holds such layers.
+
+    `int-quantized` is what int8 kernels read and has no place for less than 8 bits; fewer bits, or groups, stay packed when
+    activations are rounded, which transformers reads like the rest (vLLM leaves activations as they are then).
+    """
+    if weights_dtype.startswith("float"):
+        return "float-quantized"
+    return "int-quantized" if activations_bits is not None and (bits, group_size) == (8, -1) else "pack-quantized"
+
+
+def _storage_of(quantized: QuantizedWeight, activations_bits: int | None) -> str:
+    return storage_format(
+        bits=quantized.bits,
+        group_size=quantized.group_size,
+        weights_dtype=quantized.weights_dtype,
+        activations_bits=activations_bits,
+    )
+
+
+def round_inputs(values: Tensor, facts: LayerFacts) -> Tensor:
+    """Round what enters a layer `[..., features]` as its format says: to integers, or to 8-bit floats beside such weights."""
+    if facts.weights_dtype.startswith("float"):
+        return round_tokens_to_float8(values)
+    return round_tokens(values, facts.activations_bits or 8)
 
 
 def round_tokens(values: Tensor, bits: int) -> Tensor:
@@ -106,7 +135,7 @@ def compress_model(
     """Replace these linear layers, in place, by packed ones, and state the format in the model's configuration.
 
     `layers` maps module names to weights that share one grid; every other linear layer goes on the format's ignore list.
-    `activations_bits` 8 writes `int-quantized` layers whose inputs are rounded per token.
+    `activations_bits` 8 makes loaders round the inputs of these layers per token (`round_inputs`).
 
     Raises:
         UsageError: a name is no linear layer, shapes or scale types disagree with the model, or the grids differ.
@@ -114,23 +143,24 @@ def compress_model(
     if not layers:
         raise UsageError("no layer was quantized, so there is nothing to store in the compressed-tensors format")
     if activations_bits not in (None, 8):
-        raise UsageError(f"activations_bits is {activations_bits}; int-quantized layers round inputs to 8 bits or not at all")
+        raise UsageError(f"activations_bits is {activations_bits}; inputs are rounded to 8 bits or not at all")
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     embeddings = model.get_input_embeddings()
     for name, quantized in layers.items():
         _require_fit(name, linears.get(name), quantized, activations_bits)
         if linears[name].weight is getattr(embeddings, "weight", None):
             raise UsageError(f"{name} shares its weight with the input embeddings, which stay dense; put it on the ignore list")
-    grids = {(item.bits, item.group_size, item.zero_point is None) for item in layers.values()}
+    grids = {(item.bits, item.group_size, item.zero_point is None, item.weights_dtype) for item in layers.values()}
     if len(grids) > 1:
         raise UsageError(f"the layers use {len(grids)} different grids {sorted(grids)}; one checkpoint holds one")
     for name, quantized in layers.items():
         model.set_submodule(name, PackedLinear(quantized, linears[name].bias, activations_bits=activations_bits))
-    bits, group_size, symmetric = grids.pop()
+    bits, group_size, symmetric, weights_dtype = grids.pop()
     model.config.quantization_config = quantization_config(
         bits=bits,
         group_size=group_size,
         symmetric=symmetric,
+        weights_dtype=weights_dtype,
         activations_bits=activations_bits,
         ignore=[name for name in linears if name not in layers],
     )
@@ -138,19 +168,26 @@ def compress_model(
 
 
 def quantization_config(
-    *, bits: int, group_size: int, symmetric: bool, activations_bits: int | None = None, ignore: list[str]
+    *,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    weights_dtype: str = "int",
+    activations_bits: int | None = None,
+    ignore: list[str],
 ) -> dict[str, Any]:
     """Return the `quantization_config` of `config.json`; `ignore` names the linear layers that stay dense."""
+    kind = "float" if weights_dtype.startswith("float") else "int"
     weights = {
         "num_bits": bits,
-        "type": "int",
+        "type": kind,
         "symmetric": symmetric,
         "strategy": "channel" if group_size == -1 else "group",
         "group_size": None if group_size == -1 else group_size,
         "dynamic": False,
     }
-    inputs = {"num_bits": activations_bits, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
-    storage = "pack-quantized" if activations_bits is None else "int-quantized"
+    inputs = {"num_bits": activations_bits, "type": kind, "symmetric": True, "strategy": "token", "dynamic": True}
+    storage = storage_format(bits=bits, group_size=group_size, weights_dtype=weights_dtype, activations_bits=activations_bits)
     group = {
         "targets": ["Linear"],
         "format": storage,
@@ -188,13 +225,13 @@ def stored_layers(folder: Path) -> Iterator[tuple[str, QuantizedWeight, LayerFac
     """Yield name, weight and facts of every quantized layer of a compressed-tensors folder of ours."""
     from safetensors import safe_open
 
-    group = read_json(folder / "config.json")["quantization_config"]["config_groups"]["group_0"]
+    (group,) = read_json(folder / "config.json")["quantization_config"]["config_groups"].values()
     weights, inputs = group["weights"], group.get("input_activations")
     bits, group_size = int(weights["num_bits"]), int(weights["group_size"] or -1)
     facts = LayerFacts(
         format="compressed-tensors",
         weights_bits=bits,
-        weights_dtype=f"int{bits}",
+        weights_dtype="float8_e4m3fn" if weights["type"] == "float" else f"int{bits}",
         group_size=group_size,
         symmetric=bool(weights["symmetric"]),
         activations_bits=None if inputs is None else int(inputs["num_bits"]),
@@ -269,8 +306,9 @@ def _require_fit(name: str, linear: nn.Linear | None, quantized: QuantizedWeight
             f"{name} is {linear.weight.dtype} and its scales are {quantized.scale.dtype}; loaders convert scales to the"
             " model's data type, so quantize with scale_dtype set to it"
         )
-    if activations_bits is not None and (quantized.bits, quantized.group_size) != (8, -1):
+    packed = _storage_of(quantized, activations_bits) == "pack-quantized"
+    if activations_bits is not None and packed and quantized.zero_point is not None:
         raise UsageError(
-            f"{name} has {quantized.bits}-bit weights in groups of {quantized.group_size}; with 8-bit activations the"
-            " format wants 8 bits and one scale per row (group_size -1)"
+            f"{name} has {quantized.bits}-bit weights in groups of {quantized.group_size} with zero points; transformers loads"
+            " such weights only by unpacking them, and then leaves activations unrounded. Use symmetric weights"
         )

@@ -9,7 +9,7 @@ tools' names nor values that depend on each other, and those had to be rewritten
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, fields, make_dataclass
 from typing import Any, get_type_hints
 
@@ -87,16 +87,24 @@ def parse_train_flags(arguments: list[str], *, methods: Methods | None = None) -
 
 
 def read_flags(arguments: Iterable[str], methods: Methods) -> dict[str, Any]:
-    """Return flag, as `--lora_r`, → text, list of texts, bool or None.
+    """Return flag, as `--lora_r`, → text, list of texts, bool or None; raises `UsageError` as `read_words` does."""
+    options = {item.name for name in methods.names for item in fields(methods.info(name).options)}
+    known = {*SETTINGS - {"method_options"}, *RENAMED, *TRANSLATED, *options, *(item.name for item in fields(CommandFlags))}
+    given = read_words(arguments, known=known, switches=_switches(methods), canonical=canonical, verb="train")
+    return {f"--{name}": value for name, value in given.items()}
 
-    `--x` alone and `--no-x` are true and false, several words a list; the word None stands for no value.
+
+def read_words(
+    arguments: Iterable[str], *, known: Set[str], switches: Set[str], canonical: Callable[[str], str], verb: str
+) -> dict[str, Any]:
+    """Return the name of each flag, with underscores, → text, list of texts, bool or None.
+
+    `--x` alone and `--no-x` are true and false, several words a list; the word None stands for no value. `switches` are the
+    canonical names that may stand without a value.
 
     Raises:
         UsageError: a word that belongs to no flag, a flag that stands twice, or an unknown one.
     """
-    options = {item.name for name in methods.names for item in fields(methods.info(name).options)}
-    switches = _switches(methods)
-    known = {*SETTINGS - {"method_options"}, *RENAMED, *TRANSLATED, *options, *(item.name for item in fields(CommandFlags))}
     words: dict[str, list[str]] = {}
     given: dict[str, Any] = {}
     current = ""
@@ -111,8 +119,8 @@ def read_flags(arguments: Iterable[str], methods: Methods) -> dict[str, Any]:
         negated = name.removeprefix("no_") if name.startswith("no_") and name not in known else ""
         name = negated or name
         if name not in known or (negated and canonical(name) not in switches):
-            raise UsageError(f"no flag is called {spelling}.{_did_you_mean(name, known)} quantkit train --help lists them")
-        current = f"--{name}"
+            raise UsageError(f"no flag is called {spelling}.{_did_you_mean(name, known)} quantkit {verb} --help lists them")
+        current = name
         if current in words:
             raise UsageError(f"{spelling} stands twice; keep one")
         words[current] = [value] if equals else []
@@ -120,17 +128,12 @@ def read_flags(arguments: Iterable[str], methods: Methods) -> dict[str, Any]:
             given[current] = False
     for flag, texts in words.items():
         if flag in given and texts:
-            raise UsageError(f"--no-{flag[2:]} takes no value; found {texts[0]!r}")
-        given.setdefault(flag, _value(flag, texts, switches))
+            raise UsageError(f"--no-{flag} takes no value; found {texts[0]!r}")
+        if not texts and flag not in given and canonical(flag) not in switches:
+            raise UsageError(f"--{flag.replace('_', '-')} wants a value")
+        alone = texts[0] if texts else True
+        given.setdefault(flag, texts if len(texts) > 1 else None if alone == "None" else alone)
     return given
-
-
-def _value(flag: str, texts: list[str], switches: set[str]) -> Any:
-    if texts:
-        return texts if len(texts) > 1 else None if texts[0] == "None" else texts[0]
-    if canonical(flag[2:]) not in switches:
-        raise UsageError(f"{flag.replace('_', '-')} wants a value")
-    return True
 
 
 def _switches(methods: Methods) -> set[str]:
