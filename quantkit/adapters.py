@@ -114,28 +114,6 @@ def attach_adapter(model: Any, adapter: AdapterPlan, seed: int) -> Any:
         return get_peft_model(model, config, autocast_adapter_dtype=True)
 
 
-def adapter_gradient_faults(model: Any) -> list[str]:
-    """Return one sentence per trainable parameter that the last backward pass did not reach; empty when all is well.
-
-    Call it after the first backward of a run. A adapters whose gradient is zero are fine (B starts at zero); B adapters
-    that are zero everywhere are not.
-    """
-    faults = []
-    up_projections = []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if parameter.grad is None:
-            faults.append(f"{name} received no gradient")
-        elif not bool(parameter.grad.isfinite().all()):
-            faults.append(f"{name} received a gradient that is not finite")
-        elif is_up_projection(name):
-            up_projections.append(bool(parameter.grad.any()))
-    if up_projections and not any(up_projections):
-        faults.append("every B matrix received a gradient of zeros; the loss does not depend on the adapters")
-    return faults
-
-
 def is_up_projection(name: str) -> bool:
     """Whether a tensor is the part of an adapter that starts at zero and carries the update: LoRA's B, VeRA's lambda_b."""
     return ".lora_B." in name or ".vera_lambda_b" in name

@@ -194,14 +194,14 @@ def train(model: Any, *, steps: int) -> list[str]:
     """Take a few large steps on sample rows; return what is wrong with the first step's gradients, in sentences."""
     import torch
 
-    from quantkit.adapters import adapter_gradient_faults
+    from quantkit.training.guards import gradient_faults
 
     model.train()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.05)
     faults: list[str] = []
     for step in range(steps):
         model(input_ids=sample_rows(), labels=sample_rows()).loss.backward()
-        faults = adapter_gradient_faults(model) if step == 0 else faults
+        faults = gradient_faults(model) if step == 0 else faults
         optimizer.step()
         optimizer.zero_grad()
     return faults

@@ -41,13 +41,13 @@ def train_step(model: Any, learning_rate: float = 1e-2) -> list[str]:
     """Take one step of Adam and return the gradient faults it met."""
     import torch
 
-    from quantkit.modeling import adapter_gradient_faults
+    from quantkit.training.guards import gradient_faults
 
     model.train()
     parameters = [item for item in model.parameters() if item.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate)
     model(input_ids=token_batch(), labels=token_batch()).loss.backward()
-    faults = adapter_gradient_faults(model)
+    faults = gradient_faults(model)
     optimizer.step()
     optimizer.zero_grad()
     return faults

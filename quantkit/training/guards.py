@@ -12,11 +12,10 @@ from quantkit.adapters import is_up_projection
 from quantkit.errors import VerificationError
 
 
-def check_gradients(model: Any, *, where: str = "the first backward pass") -> None:
-    """Check that each trainable parameter has a finite gradient, and each that starts at zero one that is not zero.
+def gradient_faults(model: Any) -> list[str]:
+    """Return what is wrong with the gradients of the last backward pass, a phrase per fault; empty when all is well.
 
-    Raises:
-        VerificationError: names the parameters at fault.
+    Each trainable parameter needs a finite gradient, and each that starts at zero one that is not zero.
     """
     import torch
 
@@ -28,15 +27,22 @@ def check_gradients(model: Any, *, where: str = "the first backward pass") -> No
             broken.append(name)
         elif is_up_projection(name) and not bool(parameter.grad.any()):
             dead.append(name)
-    faults = [
+    return [
         f"{_some(names)} {what}"
         for names, what in ((missing, "got no gradient"), (broken, "got a non-finite one"), (dead, "got one of zeros only"))
         if names
     ]
-    if faults:
-        total = len(_trainable(model))
+
+
+def check_gradients(model: Any, *, where: str = "the first backward pass") -> None:
+    """Check the gradients of the last backward pass.
+
+    Raises:
+        VerificationError: names the parameters at fault.
+    """
+    if faults := gradient_faults(model):
         raise VerificationError(
-            f"after {where}, of {total} trainable parameters {'; '.join(faults)}."
+            f"after {where}, of {len(_trainable(model))} trainable parameters {'; '.join(faults)}."
             " The model's layers do not pass gradients on; it was not trained"
         )
 

@@ -18,6 +18,8 @@ from quantkit.errors import QuantkitError, VerificationError
 from quantkit.files import read_manifest, write_text
 
 HELD_OUT = ("unseen_numbers", "unseen_templates")
+LARGEST_OPERAND = 20
+"""What a model of 135 M parameters can learn to subtract within 50 steps."""
 MAX_NEW_TOKENS = 48
 GOALS = {"boxed_rate": 0.98, "stop_rate": 0.98, "exact_match": 0.60}
 """Shares that the trained model must reach on unseen numbers; the plain model reaches about 0 of the first two."""
@@ -84,7 +86,7 @@ def _model(folder: Path) -> Path:
 def _write_data(folder: Path, held_out: int) -> Path:
     from quantkit.data.arithmetic import arithmetic_data
 
-    data = arithmetic_data(train=400, held_out=held_out)
+    data = arithmetic_data(train=400, held_out=held_out, largest=LARGEST_OPERAND)
     for name in ("train", *HELD_OUT):
         rows = getattr(data, name)
         write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

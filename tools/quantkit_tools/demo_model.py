@@ -5,6 +5,7 @@ file. transformers dequantizes it to bfloat16 once; the result is an ordinary ch
 grid (Q4_1) before, so what 4-bit methods lose on it is understated.
 """
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -65,11 +66,9 @@ def _convert(gguf: Path, target: Path) -> None:
 
     if find_spec("gguf") is None:
         raise UsageError("the package gguf is needed to read the demo's model; install quantkit[demo]")
+    os.environ["TQDM_DISABLE"] = "1"  # before transformers: its bar for GGUF tensors knows no other switch
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     source, file = str(gguf.parent), gguf.name
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
     model = AutoModelForCausalLM.from_pretrained(
