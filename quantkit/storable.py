@@ -98,7 +98,10 @@ def tensors_to_store(model: Any, is_adapter: bool) -> dict[str, Any]:
 
 def _require_finite(tensors: Mapping[str, Any]) -> None:
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if not tensor.is_floating_point():
+            continue
+        values = tensor.bfloat16() if tensor.element_size() == 1 else tensor  # torch does not look into 8-bit floats
+        if not bool(values.isfinite().all()):
             raise VerificationError(f"{name} holds values that are not finite; nothing was saved")
 
 

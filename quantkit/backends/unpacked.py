@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.backends import LayerFacts
-from quantkit.backends.compressed_tensors import round_tokens, stored_layers
+from quantkit.backends.compressed_tensors import round_inputs, stored_layers
 from quantkit.errors import VerificationError
 from quantkit.files import read_json
 from quantkit.numerics.grids import QuantizedWeight
@@ -63,7 +63,7 @@ class UnpackedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Return input · Wᵀ + b, the input rounded per token first when activations are quantized."""
         if self.facts.activations_bits is not None:
-            input = input + (round_tokens(input, self.facts.activations_bits) - input).detach()
+            input = input + (round_inputs(input, self.facts) - input).detach()
         return nn.functional.linear(input, self.weight, self.bias)
 
     @torch.no_grad()
@@ -76,7 +76,11 @@ class UnpackedLinear(nn.Linear):
         high = 2 ** (self.facts.weights_bits - 1) - 1
         groups = self.weight.data.reshape(*self.weight_scale.shape, -1)
         offset = 0 if self.weight_zero_point is None else self.weight_zero_point.unsqueeze(-1).float()
-        codes = (groups.float() / self.weight_scale.unsqueeze(-1).float() + offset).round_().clamp_(-high - 1, high)
+        codes = groups.float() / self.weight_scale.unsqueeze(-1).float() + offset
+        if self.facts.weights_dtype.startswith("float"):
+            codes = codes.to(getattr(torch, self.facts.weights_dtype)).float()
+        else:
+            codes = codes.round_().clamp_(-high - 1, high)
         levels = (codes - offset).to(self.weight_scale.dtype) * self.weight_scale.unsqueeze(-1)
         if not torch.equal(levels.to(groups.dtype), groups):
             raise VerificationError(

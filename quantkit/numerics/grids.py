@@ -20,10 +20,10 @@ ScaleSearch = Literal["minmax", "mse"]
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """A weight matrix on a uniform grid."""
+    """A weight matrix on a uniform grid, or in 8-bit floating point (`quantkit.numerics.float8`)."""
 
     codes: Tensor
-    """int8 `[out, in]`, −2^(bits−1) … 2^(bits−1)−1."""
+    """int8 `[out, in]`, −2^(bits−1) … 2^(bits−1)−1; or float8_e4m3fn."""
     scale: Tensor
     """`[out, groups]` in the data type that is stored."""
     zero_point: Tensor | None
@@ -31,6 +31,11 @@ class QuantizedWeight:
     bits: int
     group_size: int
     """Columns that share a scale; -1: the whole row."""
+
+    @property
+    def weights_dtype(self) -> str:
+        """Return the grid's name as specs write it."""
+        return str(self.codes.dtype).removeprefix("torch.") if self.codes.is_floating_point() else f"int{self.bits}"
 
     def dequantize(self) -> Tensor:
         """Return (codes − zero_point)·scale, `[out, in]` in the scale's data type: what loaders compute."""

@@ -43,6 +43,9 @@ def rounded(model: nn.Module, grid: UniformGrid, leave_out: tuple[str, ...] = ("
         (UniformGrid(8, -1, True, torch.bfloat16), 8),
         (UniformGrid(8, -1, True, torch.float32), 8),
         (UniformGrid(8, -1, False, torch.bfloat16), 8),
+        (UniformGrid(4, 32, True, torch.bfloat16), 8),
+        (UniformGrid(4, -1, True, torch.float32), 8),
+        (UniformGrid(8, 64, True, torch.bfloat16), 8),
     ],
 )
 def test_a_plain_load_gives_the_logits_of_the_model_in_memory(tiny_model, tmp_path, capfd, grid, activations_bits):
@@ -163,7 +166,7 @@ def test_what_the_format_cannot_hold_is_refused_by_name(tiny_model):
     good = layers[LAYER]
     with pytest.raises(UsageError, match="no layer was quantized"):
         compress_model(model, {})
-    with pytest.raises(UsageError, match="activations_bits is 4; int-quantized layers round inputs to 8 bits"):
+    with pytest.raises(UsageError, match="activations_bits is 4; inputs are rounded to 8 bits"):
         compress_model(model, layers, activations_bits=4)
     with pytest.raises(UsageError, match=r"layers\.9 is no linear layer of the model"):
         compress_model(model, {"layers.9": good})
@@ -171,8 +174,8 @@ def test_what_the_format_cannot_hold_is_refused_by_name(tiny_model):
         compress_model(model, {LAYER: quantize(torch.ones(2, 32), UniformGrid(4, 32))})
     with pytest.raises(UsageError, match=rf"{LAYER} is torch.bfloat16 and its scales are torch.float16"):
         compress_model(model, {LAYER: rounded(model, UniformGrid(4, 32, scale_dtype=torch.float16))[LAYER]})
-    with pytest.raises(UsageError, match="has 4-bit weights in groups of 32; with 8-bit activations the format wants 8 bits"):
-        compress_model(model, layers, activations_bits=8)
+    with pytest.raises(UsageError, match="has 4-bit weights in groups of 32 with zero points; transformers loads such weights"):
+        compress_model(model, rounded(model, UniformGrid(4, 32, symmetric=False)), activations_bits=8)
     with pytest.raises(UsageError, match="the layers use 2 different grids"):
         compress_model(model, layers | {LAYER: quantize(torch.ones(256, 128), UniformGrid(8, 32))})
     with pytest.raises(UsageError, match="lm_head shares its weight with the input embeddings"):

@@ -52,3 +52,21 @@ class TestAwq(NamedContract):
     method = "AWQ"
     options: ClassVar[dict[str, object]] = {"group_size": 32, "n_grid": 3}
     other_options: ClassVar[dict[str, object]] = {"symmetric": False}
+
+
+class TestSmoothQuant(NamedContract):
+    method = "SmoothQuant"
+    merge_tolerance: ClassVar[float] = 0.13
+    """The base rounds activations while it runs, which a dense model does not."""
+
+
+class TestQuaRot(NamedContract):
+    method = "QuaRot"
+    options: ClassVar[dict[str, object]] = {"group_size": 32}
+    other_options: ClassVar[dict[str, object]] = {"activations_bits": 8, "seed": 1}
+
+
+class TestFp8(NamedContract):
+    method = "FP8"
+    options: ClassVar[dict[str, object]] = {"activations_bits": None}
+    other_options: ClassVar[dict[str, object]] = {"activations_bits": 8}

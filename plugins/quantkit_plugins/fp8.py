@@ -1,0 +1,84 @@
+"""What does 8-bit floating point cost? Weights in float8_e4m3fn with one scale per row, on request activations too.
+
+No calibration: scales of weights come from the weights, those of activations from each token while the model runs. The
+checkpoint is compressed-tensors `float-quantized`; GPUs with such units multiply it directly, a CPU computes in the model's
+own data type with the same numbers.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, Stage, hookimpl
+from quantkit.calibration import QuantizationWork
+
+
+@dataclass(frozen=True)
+class Fp8Options:
+    """Settings of FP8."""
+
+    activations_bits: Literal[8] | None = None
+    """8: each token's activations are rounded to float8_e4m3fn while the model runs; none: weights only."""
+
+
+@hookimpl
+def declare_method() -> MethodInfo:
+    """Declare FP8."""
+    return MethodInfo(
+        name="FP8",
+        summary="8-bit floating-point weights, on request activations too; no calibration",
+        options=Fp8Options,
+        stages=frozenset({Stage.BASE, Stage.TRAINED}),
+        requirements=("compressed-tensors>=0.19",),
+        adapters=("LoRa", "DoRa", "VeRa"),
+    )
+
+
+@hookimpl
+def build_quantization_plan(options: Fp8Options, context: PlanContext) -> QuantizationPlan:
+    """Plan float8 weights with one scale per row; the head stays dense."""
+    return QuantizationPlan(
+        method="FP8",
+        stage=context.stage,
+        spec=QuantizationSpec(
+            method="FP8",
+            weights_bits=8,
+            weights_dtype="float8_e4m3fn",
+            format="compressed-tensors",
+            group_size=-1,
+            symmetric=True,
+            activations_bits=options.activations_bits,
+            lm_head_dtype=context.head_dtype,
+        ),
+        adapter=context.adapter,
+        options=asdict(options),
+        compute_dtype=context.compute_dtype,
+    )
+
+
+@hookimpl
+def quantize_model(plan: QuantizationPlan, model: Any, work: QuantizationWork) -> Any:
+    """Round every linear layer but the head, block by block."""
+    from quantkit.numerics.float8 import quantize_float8
+    from quantkit.quantizing import each_block, store_in_format
+
+    layers = {}
+    for linears in each_block(model, work):
+        for name, linear in linears.items():
+            layers[name] = quantize_float8(linear.weight.data, model.dtype, layer=name)
+    return store_in_format(plan, model, layers)
+
+
+@hookimpl
+def prepare_model(model: Any) -> Any:
+    """Unpack the layers, so that gradients pass, and freeze the base."""
+    from quantkit.quantizing import prepare_for_training
+
+    return prepare_for_training(model)
+
+
+@hookimpl
+def post_train_merge(model: Any) -> Any:
+    """Fold the adapters into the dequantized base; the result is float32."""
+    from quantkit.merging import fold_adapters
+
+    return fold_adapters(model)
