@@ -168,7 +168,19 @@ def test_without_calibration_rows_it_is_refused(tiny_model):
         load(tiny_model, plan_for("QLORA", calibrated=True))
 
 
-def test_a_base_that_is_4_bit_already_is_refused(tiny_model, rows, tmp_path):
-    load(tiny_model, plan_for("QLORA")).save_pretrained(tmp_path)
+def test_a_model_that_is_4_bit_already_is_not_quantized_again(tiny_model, rows):
+    plan = plan_for("QLORA", calibrated=True)
     with pytest.raises(UsageError, match=r"cannot be quantized: model\.layers\.0\.self_attn\.q_proj \(Linear4bit\)"):
-        load(tmp_path, plan_for("QLORA", calibrated=True), rows[0])
+        METHODS.quantize_model(plan, load(tiny_model, plan_for("QLORA")), rows[0])
+
+
+@pytest.mark.parametrize("kind", ["LoRa", "VeRa"])
+def test_adapters_are_trained_on_the_stored_base_without_calibrating_again(kind, tiny_model, rows, tmp_path):
+    from quantkit.adapters import attach_adapter
+
+    plan = plan_for("BNB4BIT", kind, calibrated=True)
+    model = load(tiny_model, plan, rows[0])
+    model.save_pretrained(tmp_path)
+    again = METHODS.prepare_model(plan, load(tmp_path, plan))
+    assert difference(logits(again), logits(model)) == 0
+    assert train_step(attach_adapter(again, plan.adapter, seed=1)) == []
