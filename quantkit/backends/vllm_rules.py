@@ -59,6 +59,19 @@ def check_servable(spec: QuantizationSpec, model_config: Mapping[str, Any]) -> t
     return tuple(notes)
 
 
+def check_servable_activations(spec: QuantizationSpec) -> tuple[str, ...]:
+    """Return a note where vLLM reads such compressed-tensors integers, but leaves activations unrounded that a spec rounds.
+
+    In its source the formats with rounded activations stand in `is_activation_quantization_format`.
+    """
+    if spec.activations_bits is None or (spec.weights_bits, spec.group_size) == (8, -1):
+        return ()
+    return (
+        "vLLM rounds int8 activations beside 8-bit weights with one scale per row only; it runs this checkpoint with 16-bit"
+        " activations. transformers rounds them.",
+    )
+
+
 def _marlin_type(spec: QuantizationSpec) -> bool:
     if spec.format == "gptq":
         return spec.weights_bits in (4, 8) and spec.symmetric is True

@@ -156,3 +156,11 @@ def test_untying_is_said_before_the_run_and_tags_tell_variants_apart():
     assert "they are untied" in methods.plan("QuaRot", {}, context).notes[0]
     only = methods.plan("QuaRot", {"r1": False, "symmetric": False}, context)
     assert (only.notes, only.spec.tags) == ((), ("asym", "r2"))
+
+
+def test_a_layout_that_vllm_reads_without_rounding_activations_is_named():
+    context = PlanContext(stage=Stage.TRAINED, adapter=AdapterPlan(kind="NoPeft"))
+    methods = installed_methods()
+    (note,) = methods.plan("QuaRot", {"activations_bits": 8}, context).notes
+    assert "it runs this checkpoint with 16-bit activations" in note
+    assert not methods.plan("QuaRot", {"activations_bits": 8, "weights_bits": 8, "group_size": -1}, context).notes

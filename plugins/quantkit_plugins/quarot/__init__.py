@@ -41,8 +41,8 @@ class QuarotOptions:
     """How rotated weights are rounded: with error feedback on calibration data, or each to the nearest level."""
     damp_percent: float = 0.01
     """Share of the Hessian's mean diagonal that is added to it; only with rounding gptq."""
-    search: Literal["minmax", "mse"] = "mse"
-    """Scale of a group: its range, or the shrunken range that leaves the least squared error."""
+    scale_search: Literal["mse", "minmax"] = "mse"
+    """How a group's scale is chosen: the range of least squared error, or the whole range."""
     r1: bool = True
     """Rotate the residual stream; unties the output head from the embeddings."""
     r2: bool = True
@@ -83,25 +83,30 @@ def declare_method() -> MethodInfo:
 @hookimpl
 def build_quantization_plan(options: QuarotOptions, context: PlanContext) -> QuantizationPlan:
     """Plan rotated integer weights; the head stays dense. What tells variants apart stands in tags."""
+    from quantkit.backends.vllm_rules import check_servable, check_servable_activations
+
     tags = [] if options.symmetric else ["asym"]
     tags += [name for name, on in (("r1", options.r1), ("r2", options.r2)) if on and not (options.r1 and options.r2)]
-    notes: tuple[str, ...] = ()
+    spec = QuantizationSpec(
+        method=QuantMethod.QUAROT,
+        weights_bits=options.weights_bits,
+        weights_dtype=f"int{options.weights_bits}",
+        format="compressed-tensors",
+        group_size=options.group_size,
+        symmetric=options.symmetric,
+        activations_bits=options.activations_bits,
+        lm_head_dtype=context.head_dtype,
+        tags=tuple(tags),
+    )
+    rounds = spec.activations_bits is not None
+    notes = check_servable_activations(spec) if rounds else check_servable(spec, context.model_config)
     if options.r1 and context.model_config.get("tie_word_embeddings"):
-        notes = ("R1 rotates embeddings and output head differently: they are untied, and the checkpoint holds both.",)
+        untied = "R1 rotates embeddings and output head differently: they are untied, and the checkpoint holds both."
+        notes = (untied, *notes)
     return QuantizationPlan(
         method=QuantMethod.QUAROT,
         stage=context.stage,
-        spec=QuantizationSpec(
-            method=QuantMethod.QUAROT,
-            weights_bits=options.weights_bits,
-            weights_dtype=f"int{options.weights_bits}",
-            format="compressed-tensors",
-            group_size=options.group_size,
-            symmetric=options.symmetric,
-            activations_bits=options.activations_bits,
-            lm_head_dtype=context.head_dtype,
-            tags=tuple(tags),
-        ),
+        spec=spec,
         adapter=context.adapter,
         options=asdict(options) | {"calibrated": options.rounding == "gptq"},
         compute_dtype=context.compute_dtype,
@@ -125,7 +130,7 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
     residual = rotation(config.hidden_size, seed=options["seed"]) if options["r1"] else None
     values = rotation(head, seed=options["seed"] + 1) if options["r2"] else None
     rotate_model(model, residual, values, ignore=tuple(work.ignore))
-    grid = uniform_grid(plan.spec, model.dtype, search=options["search"])
+    grid = uniform_grid(plan.spec, model.dtype, search=options["scale_search"])
 
     def solve(block: Block) -> dict[str, QuantizedWeight]:
         groups = block.groups()
