@@ -45,7 +45,7 @@ class MethodInfo:
     adapters: tuple[str, ...] = PEFT_KINDS
     """PEFT kinds that can be trained at the base stage."""
     calibration: CalibrationNeed = "none"
-    """Whether `quantize_model` wants calibration data; `optional`: when the method's option `calibrated` is on."""
+    """Whether `quantize_model` wants calibration data; `optional`: when `calibrated` in the plan's options is true."""
     claims: tuple[str, ...] = ()
     """Storage kinds (see `quantkit.headers.StoredWeights.kind`) whose bare checkpoints are read as this method."""
     gate_limits: Mapping[int, GateLimits] = field(default_factory=dict)
