@@ -8,7 +8,7 @@ converters per setting would drift apart from the annotations.
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from quantkit.errors import UsageError, did_you_mean
 
@@ -36,12 +36,18 @@ def check_value(cls: type[Any], name: str, value: Any, *, where: str, strict: bo
             import json
 
             return adapter.validate_json(json.dumps(value), strict=True)
-        return adapter.validate_python(value)
+        return adapter.validate_python(_choice(get_type_hints(cls)[name], value))
     except ValidationError as error:
         details = "; ".join(dict.fromkeys(item["msg"] for item in error.errors()))
         raise UsageError(f"{where}: {name} is {value!r}: {details}") from None
     except (TypeError, ValueError) as error:
         raise UsageError(f"{where}: {name} is {value!r}: {error}") from None
+
+
+def _choice(hint: Any, value: Any) -> Any:
+    """Return the number of a `Literal` that a text spells, as flags and files have it; anything else as it is."""
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    return next((choice for choice in choices if isinstance(value, str) and str(choice) == value), value)
 
 
 def build_options(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:

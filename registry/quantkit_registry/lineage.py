@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from quantkit.plan import Stage
 from quantkit_registry.store import Artifact, Registry
 
 MAX_DEPTH = 32
@@ -66,6 +67,8 @@ def how_made(artifact: Artifact) -> str:
     record = artifact.record
     if record is None:
         return artifact.origin
+    if record.recipe.stage is Stage.TRAINED:
+        return f"quantized with {record.recipe.method}"
     adapter = record.adapter.label if record.adapter and record.adapter.kind != "NoPeft" else None
     steps = [f"{adapter} on {record.recipe.method} weights" if adapter else f"{record.recipe.method} weights"]
     if record.kind == "adapter":

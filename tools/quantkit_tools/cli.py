@@ -3,10 +3,12 @@
 import sys
 from importlib import import_module
 
+from quantkit.console import use_stdout
 from quantkit.errors import QuantkitError, did_you_mean
 
 VERBS = {
     "train": "fine-tune, merge, save: the whole run from flags or a file",
+    "quantize": "make a finished model small, judged against its source",
     "evaluate": "detect, load and score artifacts",
     "methods": "list quantization methods and whether they work here",
     "registry": "ls, show, verify, lineage, detect: what is in these folders",
@@ -24,6 +26,7 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return its exit code: 0 success, 1 failed, 2 usage, 3 a check did not hold, 130 interrupted."""
+    use_stdout()
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in HELP_FLAGS:
         print(usage())

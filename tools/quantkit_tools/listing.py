@@ -25,10 +25,13 @@ def describe(entry: Artifact) -> dict[str, Any]:
         "size_bytes": entry.size_bytes,
         "base": None,
         "made": None,
+        "gate": None,
         "fault": entry.fault or None,
     }
     if entry.record is not None:
         spec = entry.record.quantization
+        said_of_gate = entry.record.verification.get("gate")
+        gate = said_of_gate if isinstance(said_of_gate, Mapping) else {}
         stored = "adapter for " if entry.record.kind == "adapter" else ""
         said |= {
             "kind": entry.record.kind,
@@ -37,6 +40,7 @@ def describe(entry: Artifact) -> dict[str, Any]:
             "stored": f"{stored}{spec.weights_dtype}",
             "base": entry.record.base.name_or_path,
             "made": how_made(entry),
+            "gate": gate.get("outcome"),
         }
     elif entry.origin != "broken":
         said |= _foreign(entry)
@@ -61,6 +65,13 @@ def _foreign(entry: Artifact) -> dict[str, Any]:
         "stored": None if found.stored is None else found.stored.describe(),
         "base": found.base,
     }
+
+
+def failed_gate(entry: Artifact) -> str:
+    """Return why a quantized artifact was marked by its gate; empty where it was not."""
+    gate = entry.record.verification.get("gate") if entry.record is not None else None
+    failed = isinstance(gate, Mapping) and gate.get("outcome") == "failed"
+    return "; ".join(map(str, gate.get("reasons", ()))) or "no reason recorded" if failed and gate is not None else ""
 
 
 def scores_of(registry: Registry, entry: Artifact) -> dict[str, str]:

@@ -16,7 +16,7 @@ from quantkit_registry.detect import Detection, detect
 from quantkit_registry.lineage import lineage
 from quantkit_registry.store import Artifact, Registry
 from quantkit_registry.verify import Check, verify
-from quantkit_tools.listing import describe, scores_of
+from quantkit_tools.listing import describe, failed_gate, scores_of
 
 
 def main(arguments: list[str]) -> int:
@@ -77,7 +77,8 @@ def _ls(flags: Namespace, registry: Registry) -> int:
         cells = [said["name"], said["kind"], said["method"], said["stored"], format_bytes(said["size_bytes"]), said["base"]]
         rows.append([*cells, said["origin"], *(scores[entry.name].get(task) for task in tasks)])
     broken = [f"{entry.name} is broken: {entry.fault}" for entry in entries if entry.fault]
-    console.table(f"Artifacts under {registry.root}", columns, rows, caption="\n".join(broken))
+    marked = [f"{entry.name} failed its gate: {reasons}" for entry in entries if (reasons := failed_gate(entry))]
+    console.table(f"Artifacts under {registry.root}", columns, rows, caption="\n".join([*broken, *marked]))
     return 0
 
 
