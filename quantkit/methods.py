@@ -104,7 +104,7 @@ class Methods(Plugins):
         return _trainable(plan, info) if plan.stage is Stage.BASE and context.trains else plan
 
     def wants_calibration(self, plan: QuantizationPlan) -> bool:
-        """Return whether `quantize_model` of this plan reads calibration data; where it may, `options["calibrated"]` decides."""
+        """Return whether `quantize_model` of this plan reads calibration data; `options["calibrated"]` decides where it may."""
         need = self.info(plan.method).calibration
         return need == "required" or (need == "optional" and bool(plan.options.get("calibrated")))
 
