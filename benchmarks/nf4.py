@@ -28,6 +28,8 @@ GRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "FP4": ("BNB4BIT", {"quant_type": "fp4"}),
 }
 TRAINED = "NF4 + double quantization (QLORA)"
+KL_ROWS = 32
+"""Rows on which whole distributions are compared."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ def score(model: Any, tokenizer: Any, rows: list[Any], source: Any) -> tuple[dic
 
     losses = row_losses(model, rows, batch_size=16)
     found = perplexity_score(losses, rows, over="all", vocabulary=model.config.vocab_size, seed=SEED)
-    text = GateText(tuple(tuple(row.input_ids) for row in rows), (), "held-out rows")
+    text = GateText(tuple(tuple(row.input_ids) for row in rows[:KL_ROWS]), (), "held-out rows")
     behaviour = observe(model, tokenizer, text)
     against = compare(source or behaviour, behaviour, text)
     item = {"perplexity": found.value, "low": found.low, "high": found.high}
