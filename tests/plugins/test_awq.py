@@ -1,12 +1,14 @@
 """AWQ: folding changes nothing, searching never harms, and what cannot be scaled is said."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from quantkit import PlanContext, Stage, UsageError
-from quantkit.calibration import Calibration
+from quantkit.calibration import Calibration, QuantizationWork
 from quantkit.errors import QuantkitError
 from quantkit.methods import installed_methods
 from quantkit.modeling import load_base
@@ -192,6 +194,19 @@ def test_impossible_settings_are_refused_in_the_plan():
         plan_of(n_grid=0)
     with pytest.raises(UsageError, match="group_size is -3; it must be a number of columns, or -1"):
         plan_of(group_size=-3)
+
+
+def test_a_killed_run_goes_on_with_norms_and_ignored_layers_as_it_left_them(tiny_model, tmp_path):
+    methods, plan = installed_methods(), plan_of(group_size=64, n_grid=2)
+    rows = Calibration(tuple(tuple(row.tolist()) for row in IDS), "random tokens")
+    results = []
+    for _ in range(2):
+        work = QuantizationWork(folder=tmp_path, ignore=("gate_proj",))
+        model = load_base(str(tiny_model), plan=plan, methods=methods, device="cpu", calibration=rows, work=work)
+        results.append(model.state_dict())
+        for index in (2, 3):
+            shutil.rmtree(tmp_path / f"block-{index:04d}")
+    assert all(torch.equal(value, results[1][key]) for key, value in results[0].items())
 
 
 def test_the_whole_method_is_better_than_rounding_on_the_tiny_model(tiny_model):
