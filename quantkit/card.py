@@ -110,6 +110,8 @@ def summary(record: Mapping[str, Any]) -> str:
     label = AdapterPlan.from_dict(record["adapter"]).label if record.get("adapter") else "NoPeft"
     if record["kind"] == "adapter":
         text = f"A {label} adapter for {base}, trained {trained_on}. It is meant for exactly that base, quantized in that way."
+    elif recipe["stage"] == Stage.TRAINED and record.get("parents"):
+        text = f"`{record['parents'][0]['name']}`, quantized to {describe(stored)} (method {recipe['method']})."
     elif merge:
         text = f"{base}, fine-tuned with a {label} adapter {trained_on}; the adapter is folded in."
         if spec.is_quantized and not stored.is_quantized:

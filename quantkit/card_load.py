@@ -63,8 +63,8 @@ def _adapter_lines(record: Mapping[str, Any], base: str, spec: QuantizationSpec)
 
 def _quantization_config(spec: QuantizationSpec, options: Mapping[str, Any], compute: str) -> list[str] | None:
     """Return the lines that build the base's quantization, none for a dense base, None where no plain library has them."""
-    if not spec.is_quantized:
-        return []
+    if not spec.is_quantized or spec.format == "compressed-tensors":
+        return []  # dense, or a stored base that transformers reads as it is
     if spec.format != "bitsandbytes":
         return None
     if spec.weights_bits == 4:

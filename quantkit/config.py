@@ -60,6 +60,10 @@ class RunConfig:
     """Quantization method of the base; `quantkit methods` lists them."""
     method_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the method; on the command line and in files they stand flat beside the other settings."""
+    calib_rows: int = 128
+    """Rows of calibration text, cut from the training rows, for methods that quantize the base with it."""
+    calib_length: int = 512
+    """Tokens of a calibration row."""
     peft_config: PeftKind = "LoRa"
     """Adapter kind; NoPeft trains all weights."""
     lora_r: int | None = None
@@ -224,6 +228,8 @@ def _not_negative(value: float) -> bool:
 RANGES: dict[str, tuple[Any, str]] = {
     "model_name_or_path": (bool, "a folder or a hub id"),
     "trunc_train": (_positive, "a positive number of rows or None"),
+    "calib_rows": (_positive, "at least 1"),
+    "calib_length": (lambda value: value >= 2, "at least 2 tokens"),
     "max_length": (lambda value: value >= 2, "at least 2 tokens"),
     "lora_r": (lambda value: 1 <= value <= 65536, "between 1 and 65536, or None"),
     "lora_alpha": (_positive, "positive"),

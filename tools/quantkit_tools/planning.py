@@ -3,7 +3,8 @@
 A setting that cannot work is an error here, not after the model has been loaded and the data tokenized.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from quantkit.methods import Methods, require_usable
 from quantkit.plan import PlanContext, QuantizationPlan
 from quantkit.spec import DENSE_BITS, QuantizationSpec
 from quantkit_registry.names import ArtifactName, format_name
+from quantkit_registry.records import Parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,14 @@ class RunPlan:
     device: str
     parameters: int
     """Parameters of the base."""
+    base_dtype: str = "bfloat16"
+    """Data type of the base's own weights."""
+    model_config: Mapping[str, Any] = field(default_factory=dict)
+    """The base's `config.json`."""
+    quantizes_base: bool = False
+    """Whether the method makes a quantized base of its own before anything is trained."""
+    parents: tuple[Parent, ...] = ()
+    """The quantized base, once it is there."""
 
     @property
     def trains(self) -> bool:
@@ -48,6 +58,15 @@ class RunPlan:
     def checkpoints(self) -> Path:
         """Folder of the run's checkpoints while it trains."""
         return self.target.parent / ".checkpoints" / self.name
+
+    @property
+    def revision(self) -> str | None:
+        """Commit, tag or branch of the base; None for a folder."""
+        return None if self.parents else self.config.revision
+
+    def on_base(self, folder: str, parent: Parent) -> "RunPlan":
+        """Return the run on a base that was quantized for it."""
+        return replace(self, base=folder, parents=(parent,))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -125,6 +144,9 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
         else config.model_name_or_path,
         device=device,
         parameters=skeleton.parameters,
+        base_dtype=base_dtype if base_dtype in DENSE_BITS else config.save_dtype,
+        model_config=skeleton.config.to_dict(),
+        quantizes_base=trains and plan.spec.is_quantized and not methods.load_kwargs(plan),
     )
 
 
@@ -142,6 +164,11 @@ def announce(run: RunPlan) -> None:
     rows: list[tuple[str, object]] = [
         ("base", f"{config.model_name_or_path} ({run.parameters / 1e6:,.1f} M parameters)"),
         ("method", f"{plan.method}: {_spec_text(plan.spec)}"),
+        *(
+            [("base", "is quantized first, as an artifact of its own, calibrated on training rows")]
+            if run.quantizes_base
+            else []
+        ),
         ("adapter", _adapter_text(run)),
         ("data", config.dataset_name or "none: a snapshot of the base"),
         ("computes in", f"{plan.compute_dtype} on {run.device}"),

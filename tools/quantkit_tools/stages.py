@@ -71,11 +71,11 @@ def load_trainable(run: RunPlan, methods: Methods) -> Any:
 
     config = run.config
     model = load_base(
-        config.model_name_or_path,
+        run.base if run.parents else config.model_name_or_path,
         plan=run.plan,
         methods=methods,
         device=run.device,
-        revision=config.revision,
+        revision=run.revision,
         trust_remote_code=config.trust_remote_code,
     )
     if config.dataset_name is None:
@@ -213,9 +213,10 @@ def make_record(
         recipe=run.plan,
         base=BaseReference(
             name_or_path=run.base,
-            revision=config.revision,
-            fingerprint=fingerprint_base(run.base, revision=config.revision),
+            revision=run.revision,
+            fingerprint=fingerprint_base(run.base, revision=run.revision),
         ),
+        parents=run.parents,
         adapter=None if run.plan.adapter.kind == "NoPeft" else run.plan.adapter,
         merge=MergeRecord(policy="dequantized", dtype=config.save_dtype) if run.merges else None,
         training={} if training is None else training.to_dict() | {"settings": config.to_dict()},

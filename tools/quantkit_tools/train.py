@@ -12,6 +12,7 @@ from quantkit.methods import installed_methods
 from quantkit_tools import stages
 from quantkit_tools.flags import parse_train_flags
 from quantkit_tools.planning import announce, plan_run
+from quantkit_tools.quantized_base import with_quantized_base
 
 INTERRUPTED = 130
 
@@ -40,6 +41,9 @@ def run(config: RunConfig, *, dry_run: bool = False, json: bool = False) -> int:
     refuse_existing(plan.target, overwrite=config.overwrite)
     tokenizer = stages.load_tokenizer(plan)
     data = stages.prepare_rows(plan, tokenizer) if config.dataset_name else None
+    if data is not None and plan.quantizes_base:
+        with memory.stage("quantize base"):
+            plan = with_quantized_base(plan, data, tokenizer, methods)
     with memory.stage("load"):
         model = stages.load_trainable(plan, methods)
     result, reference = None, None
