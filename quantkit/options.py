@@ -8,7 +8,8 @@ converters per setting would drift apart from the annotations.
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from quantkit.errors import UsageError, did_you_mean
 
@@ -45,9 +46,14 @@ def check_value(cls: type[Any], name: str, value: Any, *, where: str, strict: bo
 
 
 def _choice(hint: Any, value: Any) -> Any:
-    """Return the number of a `Literal` that a text spells, as flags and files have it; anything else as it is."""
-    choices = get_args(hint) if get_origin(hint) is Literal else ()
-    return next((choice for choice in choices if isinstance(value, str) and str(choice) == value), value)
+    """Return the `Literal` number, or the None, that a text spells, as flags and files have it; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    choices = [choice for item in hints if get_origin(item) is Literal for choice in get_args(item)]
+    if NoneType in hints and str not in hints and value.lower() == "none":
+        return None
+    return next((choice for choice in choices if str(choice) == value), value)
 
 
 def build_options(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:

@@ -16,6 +16,8 @@ class Options:
     damp_percent: float = 0.01
     symmetric: bool = True
     ignore: tuple[str, ...] = ()
+    activations_bits: Literal[8] | None = None
+    alpha: float | Literal["search"] = 0.5
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,21 @@ class Required:
 def test_text_becomes_the_annotated_type():
     options = build_options(Options, {"group_size": "32", "damp_percent": "0.1", "symmetric": "false"}, where="here")
     assert options == Options(group_size=32, damp_percent=0.1, symmetric=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("bits", "8", 8),
+        ("activations_bits", "8", 8),
+        ("activations_bits", "none", None),
+        ("alpha", "0.25", 0.25),
+        ("alpha", "search", "search"),
+    ],
+)
+def test_choices_can_be_spelled_as_text(name, text, value):
+    found = getattr(build_options(Options, {name: text}, where="here"), name)
+    assert (found, type(found)) == (value, type(value))
 
 
 def test_what_is_not_given_has_its_default():
