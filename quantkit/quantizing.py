@@ -45,6 +45,7 @@ def solve_blocks(
     grid: "UniformGrid",
     reference: bool = False,
     sequential: bool = True,
+    rows_per_batch: int = 8,
 ) -> "dict[str, QuantizedWeight]":
     """Run `solve` on every decoder block; return name → quantized weight, the model holding the dequantized ones.
 
@@ -69,7 +70,7 @@ def solve_blocks(
         store = BlockStore(work.folder, settings, grid.restore)
     return quantize_blocks(
         model,
-        calibration.batches(),
+        calibration.batches(rows_per_batch),
         solve,
         device=work.device,
         ignore=work.ignore,

@@ -70,3 +70,18 @@ class TestFp8(NamedContract):
     method = "FP8"
     options: ClassVar[dict[str, object]] = {"activations_bits": None}
     other_options: ClassVar[dict[str, object]] = {"activations_bits": 8}
+
+
+class TestHqq(NamedContract):
+    method = "HQQ"
+    options: ClassVar[dict[str, object]] = {"group_size": 32}
+
+
+class TestAdaRound(NamedContract):
+    method = "AdaRound"
+    options: ClassVar[dict[str, object]] = {"group_size": 32, "iterations": 5}
+
+
+class TestBrecq(NamedContract):
+    method = "BRECQ"
+    options: ClassVar[dict[str, object]] = {"group_size": 32, "iterations": 5}

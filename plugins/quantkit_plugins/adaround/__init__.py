@@ -1,0 +1,143 @@
+"""Should a weight be rounded down or up? AdaRound learns it, layer by layer, from the layer's output (arXiv:2004.10568).
+
+The hooks; the arithmetic of a layer stands in `solver`, what a block's layers see in `block`.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, UsageError, hookimpl
+from quantkit.calibration import Calibration, QuantizationWork
+
+
+@dataclass(frozen=True)
+class AdaRoundOptions:
+    """Settings of AdaRound."""
+
+    weights_bits: Literal[2, 3, 4, 8] = 4
+    """Bits of one weight."""
+    group_size: int = 128
+    """Input columns that share one scale; -1: one scale per output row."""
+    symmetric: bool = True
+    """Grid without zero points; false: each group has one, at a cost of as many bits as a weight."""
+    start: Literal["gptq", "nearest"] = "gptq"
+    """What learning starts from: error feedback (GPTQ), or the nearest levels, as in the paper."""
+    iterations: int = 200
+    """Steps of Adam on each layer, each over all calibration tokens; the paper takes 10000 on mini-batches."""
+    learning_rate: float = 0.1
+    """Step size of Adam on V."""
+    reg_weight: float = 100.0
+    """Weight of the regulariser that makes codes decide; losses are scaled to rounding noise, so it fits all layers."""
+    beta_start: float = 20.0
+    """Exponent of the regulariser when it sets in."""
+    beta_end: float = 2.0
+    """Exponent of the regulariser at the end."""
+    warmup: float = 0.2
+    """Share of the steps before the regulariser sets in."""
+    asymmetric_reconstruction: bool = True
+    """Aim at the layer's output in the original model; false: at what its own weights make of the quantized model's inputs."""
+    refit_scales: bool = True
+    """Fit the scales to the codes, by least squares on the outputs, before and after learning; the paper holds them."""
+    sweeps: int = 2
+    """Passes of coordinate descent over the columns after learning; the paper has none (0)."""
+    damp_percent: float = 0.01
+    """Share of the Hessian's mean diagonal that is added to its diagonal."""
+
+    def __post_init__(self) -> None:
+        if self.group_size != -1 and self.group_size < 1:
+            raise UsageError(f"group_size is {self.group_size}; it must be a number of columns, or -1 for the whole row")
+        if self.iterations < 1:
+            raise UsageError(f"iterations is {self.iterations}; at least 1 step is needed")
+        for name in ("learning_rate", "beta_start", "beta_end"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be a positive number")
+        for name in ("reg_weight", "sweeps"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 or a positive number")
+        for name in ("warmup", "damp_percent"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it is a fraction from 0 to 1")
+
+
+@hookimpl
+def declare_method() -> MethodInfo:
+    """Declare AdaRound."""
+    return MethodInfo(
+        name=QuantMethod.ADA_ROUND,
+        summary="Integers in groups, rounding down or up learnt from each layer's output (AdaRound)",
+        options=AdaRoundOptions,
+        stages=frozenset({Stage.BASE, Stage.TRAINED}),
+        requirements=("compressed-tensors>=0.19",),
+        adapters=("LoRa", "DoRa", "VeRa"),
+        calibration="required",
+    )
+
+
+@hookimpl
+def build_quantization_plan(options: AdaRoundOptions, context: PlanContext) -> QuantizationPlan:
+    """Plan integer weights in groups; the head stays dense. A tag names an asymmetric grid."""
+    from quantkit.backends.vllm_rules import check_servable
+
+    spec = QuantizationSpec(
+        method=QuantMethod.ADA_ROUND,
+        weights_bits=options.weights_bits,
+        weights_dtype=f"int{options.weights_bits}",
+        format="compressed-tensors",
+        group_size=options.group_size,
+        symmetric=options.symmetric,
+        lm_head_dtype=context.head_dtype,
+        tags=() if options.symmetric else ("asym",),
+    )
+    return QuantizationPlan(
+        method=QuantMethod.ADA_ROUND,
+        stage=context.stage,
+        spec=spec,
+        adapter=context.adapter,
+        options=asdict(options),
+        compute_dtype=context.compute_dtype,
+        notes=check_servable(spec, context.model_config),
+    )
+
+
+@hookimpl
+def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration | None, work: QuantizationWork) -> Any:
+    """Learn each layer's rounding, block by block, and store the result."""
+    from quantkit.numerics.soft_rounding import Annealing
+    from quantkit.quantizing import solve_blocks, store_in_format, uniform_grid
+    from quantkit_plugins.adaround.block import round_block
+    from quantkit_plugins.adaround.solver import Settings
+
+    options = plan.options
+    grid = uniform_grid(plan.spec, model.dtype, search="mse")
+    settings = Settings(
+        annealing=Annealing(options["iterations"], options["beta_start"], options["beta_end"], options["warmup"]),
+        start=options["start"],
+        learning_rate=options["learning_rate"],
+        reg_weight=options["reg_weight"],
+        damp_percent=options["damp_percent"],
+        refit=options["refit_scales"],
+        sweeps=options["sweeps"],
+    )
+    asymmetric = options["asymmetric_reconstruction"]
+
+    def solve(block: Any) -> Any:
+        return round_block(block, grid, settings, asymmetric=asymmetric)
+
+    layers = solve_blocks(plan, model, calibration, work, solve, grid=grid, reference=True)
+    return store_in_format(plan, model, layers)
+
+
+@hookimpl
+def prepare_model(model: Any) -> Any:
+    """Make the base ready to carry adapters."""
+    from quantkit.quantizing import prepare_for_training
+
+    return prepare_for_training(model)
+
+
+@hookimpl
+def post_train_merge(model: Any) -> Any:
+    """Fold the adapters into the dequantized base; the result is float32."""
+    from quantkit.merging import fold_adapters
+
+    return fold_adapters(model)

@@ -1,0 +1,141 @@
+"""Which roundings of all layers of a block, taken together, keep the block's output where it was?
+
+AdaRound asks each layer by itself, and cannot let one layer make up for another. BRECQ (Li et al. 2021, arXiv:2102.05426)
+learns the same h(V) (`quantkit.numerics.soft_rounding`) for all layers of a block at once, by gradients through the block's
+own forward pass: attention, gate and residual stream included. Whole networks at once would overfit the little text there is
+(the paper's section 3.3); layers alone miss what they do to each other.
+
+The loss of a step is the squared error of the block's output on a few rows of calibration text, from what the quantized
+blocks before it put out to what the original block gave on the original stream. It is divided by the error that the start
+leaves, and multiplied by the number of weights, so that it is about one per weight like the regulariser.
+
+The paper weighs the error by the squared gradient of the task's loss (the Fisher diagonal). That takes a backward pass
+through the whole model, which is what working by blocks is there to avoid; here all outputs count alike.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.numerics.capture import Block
+from quantkit.numerics.grids import QuantizedWeight, UniformGrid
+from quantkit.numerics.soft_rounding import (
+    Annealing,
+    SoftCodes,
+    Start,
+    refit_scales,
+    start_positions,
+    start_rounding,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How rounding is learnt."""
+
+    annealing: Annealing
+    start: Start = "gptq"
+    learning_rate: float = 0.05
+    reg_weight: float = 30.0
+    damp_percent: float = 0.01
+    refit: bool = True
+    seed: int = 0
+
+
+def reconstruct_block(block: Block, grid: UniformGrid, settings: Settings) -> dict[str, QuantizedWeight]:
+    """Round all layers of a block for its output; the block holds the result afterwards.
+
+    What is learnt is kept if it lowers the error over all calibration text; otherwise the start is.
+    """
+    pairs = start_block(block, grid, settings)
+    started = {name: start for name, (start, _) in pairs.items()}
+    before = output_error(block)
+    if before == 0:
+        return started
+    soft = {name: SoftCodes(start, positions, grid) for name, (start, positions) in pairs.items()}
+    learn_block(block, soft, before, settings)
+    learnt = {name: item.hard() for name, item in soft.items()}
+    put(block, learnt)
+    if output_error(block) < before:
+        return learnt
+    put(block, started)
+    return started
+
+
+@torch.no_grad()
+def start_block(block: Block, grid: UniformGrid, settings: Settings) -> dict[str, tuple[QuantizedWeight, Tensor]]:
+    """Round the layers one group after the other, each on the quantized ones before it; return name → (start, positions)."""
+    pairs: dict[str, tuple[QuantizedWeight, Tensor]] = {}
+    for names in block.groups():
+        hessian = block.hessians([names])[0]
+        hessian.diagonal().add_(max(settings.damp_percent * float(hessian.diagonal().mean()), 1e-20))
+        for name in names:
+            target = block.linears[name].weight.detach().float()
+            found = start_rounding(target, hessian, grid, settings.start, damp_percent=0.0, layer=name)
+            if settings.refit:
+                found = refit_scales(target, hessian, found, grid)
+            pairs[name] = (found, start_positions(target, hessian, found, settings.start))
+            block.linears[name].weight.copy_(found.dequantize())
+    return pairs
+
+
+def learn_block(block: Block, soft: Mapping[str, SoftCodes], start_error: float, settings: Settings) -> None:
+    """Take the steps: one batch of calibration text each, in an order drawn from the seed."""
+    targets = block.targets or []
+    order = torch.Generator().manual_seed(settings.seed + block.index)
+    gain = sum(item.logits.numel() for item in soft.values()) / start_error
+    optimizer = torch.optim.Adam([item.logits for item in soft.values()], lr=settings.learning_rate)
+    for step in range(settings.annealing.steps):
+        batch = int(torch.randint(len(targets), (), generator=order))
+        leaves = {name: item.weight().requires_grad_() for name, item in soft.items()}
+        with torch.enable_grad(), _weights(block, leaves):
+            error = _squared_error(block.run(batch, block.hidden[batch]), targets[batch], block.masks[batch])
+            slopes = torch.autograd.grad(error * gain, list(leaves.values()))
+        for item, slope in zip(soft.values(), slopes, strict=True):
+            item.backward(slope, settings.annealing.beta(step), settings.reg_weight)
+        optimizer.step()
+
+
+@torch.no_grad()
+def output_error(block: Block) -> float:
+    """Return the mean squared error of the block's output as it is, per batch."""
+    targets = block.targets or []
+    errors = [
+        float(_squared_error(block.run(batch, hidden), targets[batch], block.masks[batch]))
+        for batch, hidden in enumerate(block.hidden)
+    ]
+    return sum(errors) / len(errors)
+
+
+@torch.no_grad()
+def put(block: Block, layers: Mapping[str, QuantizedWeight]) -> None:
+    """Give the block's layers these weights."""
+    for name, item in layers.items():
+        block.linears[name].weight.copy_(item.dequantize())
+
+
+def _squared_error(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    error = (output.float() - target.to(output.device).float()).square().mean(-1)
+    return error.mean() if mask is None else error[mask.to(output.device)].mean()
+
+
+@contextmanager
+def _weights(block: Block, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let the block's layers compute with these weights, through which gradients flow, for the length of a `with`."""
+
+    def forward_with(linear: nn.Linear, weight: Tensor) -> None:
+        def forward(inputs: Tensor) -> Tensor:
+            return nn.functional.linear(inputs, weight.to(inputs.dtype), linear.bias)
+
+        linear.__dict__["forward"] = forward
+
+    try:
+        for name, weight in weights.items():
+            forward_with(block.linears[name], weight)
+        yield
+    finally:
+        for name in weights:
+            block.linears[name].__dict__.pop("forward", None)
