@@ -69,6 +69,7 @@ def _convert(gguf: Path, target: Path) -> None:
     os.environ["TQDM_DISABLE"] = "1"  # before transformers: its bar for GGUF tensors knows no other switch
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
     source, file = str(gguf.parent), gguf.name
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
     model = AutoModelForCausalLM.from_pretrained(
