@@ -28,12 +28,20 @@ def stored_kwargs(path: str) -> dict[str, Any]:
     return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
 
 
-def as_stored(model: Any, path: str) -> Any:
+def as_stored(model: Any, path: str, dtype: str) -> Any:
     """Return a model that `stored_kwargs` loaded, its layers compared with the folder and measured as what they are there.
+
+    What is dense beside bitsandbytes layers, transformers leaves in the data type it is stored in: it is cast to `dtype`, and
+    the 4-bit layers compute in that, as if they had been quantized while loading.
 
     Raises:
         VerificationError: a layer in memory is not what the folder holds.
     """
+    if stored_format(path) == "bitsandbytes":
+        from quantkit.backends.bitsandbytes import compute_in
+        from quantkit.storable import store_dense_as
+
+        return compute_in(store_dense_as(model, dtype), dtype)
     if stored_format(path) != "compressed-tensors":
         return model
     from quantkit.backends.unpacked import mark_unpacked

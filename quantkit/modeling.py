@@ -134,7 +134,7 @@ def load_base(
     stored = stored_format(path) is not None
     extra = stored_kwargs(path) if stored else methods.load_kwargs(plan)
     model = _load(path, dtype=plan.compute_dtype, device=device, revision=revision, trust=trust_remote_code, extra=extra)
-    model = as_stored(model, path) if stored else methods.quantize_model(plan, model, calibration, work)
+    model = as_stored(model, path, plan.compute_dtype) if stored else methods.quantize_model(plan, model, calibration, work)
     return _settled(model, loaded_spec(plan), path)
 
 
@@ -163,7 +163,7 @@ def load_source(source: ModelSource, methods: Methods, *, device: str, trust_rem
         dtype = source.spec.lm_head_dtype if adapted else "auto"
         extra = stored_kwargs(path) if adapted and stored_format(path) else {}
         model = _load(path, dtype=dtype, device=device, revision=source.revision, trust=trust_remote_code, extra=extra)
-        model = as_stored(model, path) if adapted else with_packed_layers(model, path)
+        model = as_stored(model, path, dtype) if adapted else with_packed_layers(model, path)
         model = _settled(model, source.spec, path)
     return model if source.kind == "model" else _with_adapter(model, source.path)
 

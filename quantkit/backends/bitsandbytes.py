@@ -61,6 +61,16 @@ def prepare_for_training(model: Any) -> Any:
     return model
 
 
+def compute_in(model: Any, dtype: str) -> Any:
+    """Let 4-bit layers compute in this data type, not in the one that their checkpoint names; return the model."""
+    import torch
+
+    for module in model.modules():
+        if getattr(getattr(module, "weight", None), "quant_state", None) is not None:
+            module.compute_dtype, module.compute_type_is_set = getattr(torch, dtype), True
+    return model
+
+
 def keep_layout(model: Any) -> None:
     """Switch off the CPU fast path of every 4-bit layer and guard the scales of every LLM.int8 layer.
 
