@@ -102,7 +102,9 @@ def plan_quantization(config: QuantizeConfig, methods: Methods) -> QuantizeJob:
         device=device,
         limits=bits.with_changes(max_ppl_ratio=config.max_ppl_ratio, max_kl=config.max_kl, min_top1=config.min_top1),
         size_bytes=sizes.stored,
-        memory_bytes=sizes.source + sizes.block + _input_bytes(config, skeleton.config, calibrates=_calibrates(plan, methods)),
+        memory_bytes=sizes.source
+        + sizes.block
+        + _input_bytes(config, skeleton.config, calibrates=methods.wants_calibration(plan)),
         time_s=_measured_time(Registry(root), plan, sizes.quantized, device),
     )
 
@@ -193,10 +195,6 @@ def _require_wanted(config: QuantizeConfig, plan: QuantizationPlan) -> None:
             raise UsageError(
                 f"{name} {value} was asked for, but {plan.method} makes {getattr(plan.spec, name)} and has no such option"
             )
-
-
-def _calibrates(plan: QuantizationPlan, methods: Methods) -> bool:
-    return methods.info(plan.method).calibration != "none"
 
 
 def _input_bytes(config: QuantizeConfig, model: Any, *, calibrates: bool) -> int:

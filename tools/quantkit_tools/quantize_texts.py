@@ -27,24 +27,27 @@ def texts_of(job: QuantizeJob, tokenizer: Any, methods: Methods) -> Texts:
     """
     from quantkit.skeleton import read_stop_tokens
 
-    config, need = job.config, methods.info(job.plan.method).calibration
+    config, wants = job.config, methods.wants_calibration(job.plan)
     trained = _training_settings(job)
-    if config.calib is not None and need == "none":
-        raise UsageError(f"{job.plan.method} uses no calibration text; leave out --calib (--gate-data names text to judge on)")
+    if config.calib is not None and not wants:
+        optional = methods.info(job.plan.method).calibration == "optional"
+        said = " with these options (quantkit methods shows which use it)" if optional else ""
+        raise UsageError(
+            f"{job.plan.method} uses no calibration text{said}; leave out --calib (--gate-data names text to judge on)"
+        )
     if config.calib == SFT and trained is None:
         raise UsageError(f"--calib {SFT}: {job.source.name} has no record of what it was trained on; name a file")
-    calib = config.calib or (SFT if trained is not None and (need == "required" or config.gate_data is None) else None)
-    if need == "required" and calib is None:
+    calib = config.calib or (SFT if trained is not None and (wants or config.gate_data is None) else None)
+    if wants and calib is None:
         raise UsageError(f"{job.plan.method} quantizes with calibration text; name some with --calib FILE")
     stops = read_stop_tokens(job.source.source.path, tokenizer)
-    calibrates = need != "none" and calib is not None and (need == "required" or config.calib is not None)
     if calib == SFT and trained is not None:
         settings = trained if config.gate_data is None else trained | {"eval_dataset_name": config.gate_data}
         recorded = job.source.detection.record.data.get("fingerprint") if job.source.detection.record else None
         fingerprint = recorded if isinstance(recorded, str) else None
-        texts = read_training_texts(settings, fingerprint, tokenizer, config, calibrates=calibrates)
+        texts = read_training_texts(settings, fingerprint, tokenizer, config, calibrates=wants)
     elif calib is not None:
-        texts = read_texts(calib, tokenizer, config, calibrates=calibrates, gate_dataset=config.gate_data, stop_token_ids=stops)
+        texts = read_texts(calib, tokenizer, config, calibrates=wants, gate_dataset=config.gate_data, stop_token_ids=stops)
     elif config.gate_data is not None:
         texts = read_texts(config.gate_data, tokenizer, config, calibrates=False, stop_token_ids=stops)
     else:
