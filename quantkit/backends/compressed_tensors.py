@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.backends import LayerFacts, dtype_name
+from quantkit.backends.compressed_layout import quantization_config, storage_format
 from quantkit.errors import UsageError, VerificationError
 from quantkit.files import read_json
 from quantkit.numerics.float8 import round_tokens_to_float8
@@ -91,17 +92,6 @@ class PackedLinear(nn.Linear):
         return f"{self.in_features}, {self.out_features}, {self.facts}"
 
 
-def storage_format(*, bits: int, group_size: int, weights_dtype: str, activations_bits: int | None) -> str:
-    """Return the layout that holds such layers.
-
-    `int-quantized` is what int8 kernels read and has no place for less than 8 bits; fewer bits, or groups, stay packed when
-    activations are rounded, which transformers reads like the rest (vLLM leaves activations as they are then).
-    """
-    if weights_dtype.startswith("float"):
-        return "float-quantized"
-    return "int-quantized" if activations_bits is not None and (bits, group_size) == (8, -1) else "pack-quantized"
-
-
 def _storage_of(quantized: QuantizedWeight, activations_bits: int | None) -> str:
     return storage_format(
         bits=quantized.bits,
@@ -165,44 +155,6 @@ def compress_model(
         ignore=[name for name in linears if name not in layers],
     )
     return model
-
-
-def quantization_config(
-    *,
-    bits: int,
-    group_size: int,
-    symmetric: bool,
-    weights_dtype: str = "int",
-    activations_bits: int | None = None,
-    ignore: list[str],
-) -> dict[str, Any]:
-    """Return the `quantization_config` of `config.json`; `ignore` names the linear layers that stay dense."""
-    kind = "float" if weights_dtype.startswith("float") else "int"
-    weights = {
-        "num_bits": bits,
-        "type": kind,
-        "symmetric": symmetric,
-        "strategy": "channel" if group_size == -1 else "group",
-        "group_size": None if group_size == -1 else group_size,
-        "dynamic": False,
-    }
-    inputs = {"num_bits": activations_bits, "type": kind, "symmetric": True, "strategy": "token", "dynamic": True}
-    storage = storage_format(bits=bits, group_size=group_size, weights_dtype=weights_dtype, activations_bits=activations_bits)
-    group = {
-        "targets": ["Linear"],
-        "format": storage,
-        "weights": weights,
-        "input_activations": None if activations_bits is None else inputs,
-        "output_activations": None,
-    }
-    return {
-        "quant_method": "compressed-tensors",
-        "format": storage,
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
-        "ignore": ignore,
-        "kv_cache_scheme": None,
-    } | ({"dequantize": True} if activations_bits is None else {})
 
 
 def repack_model(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
