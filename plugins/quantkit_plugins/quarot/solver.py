@@ -45,7 +45,7 @@ def rotate_model(model: Any, residual: Tensor | None, values: Tensor | None, *, 
     after = None if residual is None else _tail(model, modules, probe)
     untied = residual is not None and untie(model)
     for index, module in enumerate(modules):
-        block = Block(f"{name}.{index}", index, module, calls, ignore=ignore, device=str(calls.hidden[0].device))
+        block = Block(f"{name}.{index}", index, module, calls, ignore=ignore, device=str(next(module.parameters()).device))
         block.hidden = calls.hidden
         rotate_block(block, residual, values)
     if residual is not None and after is not None:
@@ -75,7 +75,7 @@ def rotate_block(block: Block, residual: Tensor | None, values: Tensor | None) -
                     " (r2=false)"
                 )
         if residual is not None:
-            _rotate_stream([site for site in sites if site.kind == "norm"], modules, residual.float())
+            _rotate_stream([site for site in sites if site.kind == "norm"], modules, residual)
             turned = _turn(before, residual)
             found = block.run(0, _turn(hidden, residual))
             _require_same(found, turned, f"{block.name} with a rotated residual stream")
