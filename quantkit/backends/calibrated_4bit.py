@@ -28,10 +28,12 @@ def quantize_calibrated(plan: QuantizationPlan, model: Any, calibration: Calibra
     """
     import torch
 
+    from quantkit.backends.bitsandbytes import quiet
     from quantkit.numerics.codebook_feedback import solve_codebook
     from quantkit.numerics.codebooks import CodebookGrid
     from quantkit.quantizing import solve_blocks
 
+    quiet()
     spec = plan.spec
     grid = CodebookGrid(cast(Any, spec.weights_dtype), dtype=getattr(torch, plan.compute_dtype), search="mse")
 

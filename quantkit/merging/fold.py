@@ -128,7 +128,18 @@ def _unmark(inner: Any) -> None:
         if mark in vars(inner):
             delattr(inner, mark)
     inner.is_quantized = False
+    if hasattr(inner, "_weight_conversions"):  # how a stored quantized model was read; a dense one is not written that way
+        inner._weight_conversions = [item for item in inner._weight_conversions or () if _can_be_written(item)]
     for part in {id(module.config): module.config for module in inner.modules() if hasattr(module, "config")}.values():
         for mark in ("quantization_config", "_is_quantized"):
             if hasattr(part, mark):
                 delattr(part, mark)
+
+
+def _can_be_written(conversion: Any) -> bool:
+    """Whether transformers can undo on saving what it did to the names or layout of tensors on loading."""
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
