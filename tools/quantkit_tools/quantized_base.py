@@ -44,7 +44,7 @@ def with_quantized_base(run: RunPlan, data: "PreparedData", tokenizer: Any, meth
         calib_min_tokens=FEWEST_TOKENS,
         seed=run.config.seed,
     )
-    calibrates = methods.info(plan.method).calibration != "none"
+    calibrates = methods.wants_calibration(plan)
     texts = split_texts(data, settings, source=f"training rows of {data.report.source}", calibrates=calibrates)
     name = format_name(
         ArtifactName.of(base=run.config.model_name_or_path, dataset=None, adapter=plan.adapter, recipe=plan.spec)
