@@ -117,7 +117,7 @@ def test_methods_lists_stage_source_and_use(capsys):
     assert cli.main(["methods"]) == 0
     printed = capsys.readouterr().out
     for name in ("NoQuant", "INT8", "BNB4BIT", "QLORA"):
-        assert re.search(rf"^{name} +base +yes .*quantkit {re.escape(__version__)}", printed, flags=re.MULTILINE)
+        assert re.search(rf"^{name} +base(, trained)? +yes .*quantkit {re.escape(__version__)}", printed, flags=re.MULTILINE)
 
 
 def test_methods_as_json_is_one_object_with_everything(capsys):
@@ -125,7 +125,7 @@ def test_methods_as_json_is_one_object_with_everything(capsys):
     data = json.loads(capsys.readouterr().out)
     assert data["broken"] == {}
     entry = next(entry for entry in data["methods"] if entry["name"] == "BNB4BIT")
-    assert (entry["stages"], entry["usable"], entry["why_not"]) == (["base"], True, None)
+    assert (entry["stages"], entry["usable"], entry["why_not"]) == (["base", "trained"], True, None)
     assert entry["distribution"] == f"quantkit {__version__}"
     assert entry["options"][0] == {
         "name": "quant_type",
@@ -206,3 +206,12 @@ def test_the_console_script_is_installed():
     if not script.exists():
         pytest.skip("quantkit is not installed beside this Python")
     assert subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout.startswith("quantkit ")
+
+
+def test_a_command_after_one_with_json_prints_on_stdout_again(capsys):
+    from quantkit_tools.cli import main
+
+    assert main(["methods", "--json"]) == 0
+    capsys.readouterr()
+    assert main(["methods"]) == 0
+    assert "Quantization methods" in capsys.readouterr().out

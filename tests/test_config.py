@@ -63,6 +63,8 @@ def test_spellings_with_one_meaning_are_brought_to_one_form() -> None:
         ("lora_r", 0),
         ("lora_r", 70000),
         ("lora_alpha", 0.0),
+        ("calib_rows", 0),
+        ("calib_length", 1),
         ("lora_dropout", 1.0),
         ("lora_dropout", float("nan")),
         ("target_modules", ()),
