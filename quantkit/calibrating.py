@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 UNCUT = 1 << 30
 GATE_ROW = 256
 """Tokens of a row that the result is judged on."""
-PROMPTS = 8
+PROMPTS = 4
 """Prompts that are answered greedily, to see whether the result still writes language."""
 LARGEST_SHARE = 0.25
 """The most of a source that is held back to judge on, where no evaluation rows are named."""

@@ -20,7 +20,7 @@ KL_POSITIONS = 1024
 """Positions whose whole distribution is compared, spread evenly: in float16 they take 100 MB at a vocabulary of 49,152."""
 LEAST = -65504.0
 """The smallest log-probability that float16 holds."""
-ANSWER_TOKENS = 48
+ANSWER_TOKENS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

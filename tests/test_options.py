@@ -45,6 +45,12 @@ def test_choices_can_be_spelled_as_text(name, text, value):
     assert (found, type(found)) == (value, type(value))
 
 
+def test_a_text_may_spell_one_of_the_numbers_to_choose_from():
+    assert build_options(Options, {"bits": "8"}, where="here").bits == 8
+    with pytest.raises(UsageError, match="bits is '5': Input should be 4 or 8"):
+        build_options(Options, {"bits": "5"}, where="here")
+
+
 def test_what_is_not_given_has_its_default():
     assert build_options(Options, {}, where="here") == Options()
 
