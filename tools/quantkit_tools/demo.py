@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     folder = Path(settings.folder)
     data = _write_data(folder / "data", settings.rows)
     model = settings.model or str(_model(folder))
-    held_out = ",".join(str(data / f"{name}.jsonl") for name in HELD_OUT)
+    held_out = ",".join(f"openmath:{data / name}.jsonl" for name in HELD_OUT)  # asked with one system prompt, before and after
     root = str(folder / "artifacts")
     evaluation = ["--data", held_out, "--registry", root, "--max-new-tokens", str(MAX_NEW_TOKENS)]
 
