@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from itertools import pairwise
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from quantkit.calibrating import CalibrationSettings
 from quantkit.errors import UsageError
@@ -18,6 +18,7 @@ from quantkit.methods import Methods, installed_methods
 from quantkit.options import check_value
 from quantkit.plan import Stage
 from quantkit_tools.flags import read_words
+from quantkit_tools.methods import field_docstrings
 
 SAID_OF_WEIGHTS = ("weights_bits", "group_size", "symmetric", "activations_bits", "format")
 """Facts that may be asked for of any method: an option of it, or what its plan must come to."""
@@ -154,8 +155,13 @@ def _show_help(arguments: list[str], methods: Methods) -> None:
     named = [value for flag, value in pairwise(arguments) if flag == "--method"]
     named += [flag.partition("=")[2] for flag in arguments if flag.startswith("--method=")]
     hidden = {"method_options", "wanted"}
+    helps = field_docstrings(QuantizeConfig)
     shown = [
-        (item.name, item.type, field(default=item.default) if item.name not in ("src", "method") else field())
+        (
+            item.name,
+            Annotated[item.type, tyro.conf.arg(help=helps[item.name])],
+            field(default=item.default) if item.name not in ("src", "method") else field(),
+        )
         for item in fields(QuantizeConfig)
         if item.name not in hidden
     ]
@@ -169,7 +175,9 @@ def _show_help(arguments: list[str], methods: Methods) -> None:
     tyro.cli(
         make_dataclass("Quantize", sections),
         prog="quantkit quantize",
-        description="\n\n".join(textwrap.fill(part, width) for part in (text, f"Also understood: {others}.")),
+        description="\n\n".join(
+            textwrap.fill(part, width, break_on_hyphens=False) for part in (text, f"Also understood: {others}.")
+        ),
         args=["--help"],
         config=(tyro.conf.OmitArgPrefixes,),
     )
