@@ -97,6 +97,14 @@ def test_outliers_cost_less_after_smoothing():
     assert output_error(x, weights, best, GRID, 8) <= smooth
 
 
+def test_one_huge_token_does_not_decide():
+    torch.manual_seed(0)
+    x, weights = torch.randn(32, 16), {"a": torch.randn(8, 16)}
+    huge = torch.cat([x, 1e4 * x[:1]])
+    ones = torch.ones(16)
+    assert output_error(huge, weights, ones, GRID, 8) < 1.2 * output_error(x, weights, ones, GRID, 8)
+
+
 def test_the_search_leaves_layers_alone_where_smoothing_does_not_help():
     x = torch.sign(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))  # every value sits on the grid already
     weights = {"a": torch.eye(8)}

@@ -88,7 +88,7 @@ def search_factors(
     grid: UniformGrid,
     activations_bits: int,
 ) -> Tensor:
-    """Return the factors of the α with the least ‖Q(X/s)·Q(s·W)ᵀ − X·Wᵀ‖² over the layers in `rounded`; ones where none helps.
+    """Return the factors of the α with the least `output_error` over the layers in `rounded`; ones where none helps.
 
     `dense` are the weights of all consumers `[out, in]`, which set max|W_j|.
     """
@@ -104,12 +104,18 @@ def search_factors(
 def output_error(
     inputs: Tensor, weights: Mapping[str, Tensor], factors: Tensor, grid: UniformGrid, activations_bits: int
 ) -> float:
-    """Return ‖Q(X/s)·Q(s·W)ᵀ − X·Wᵀ‖², summed over layers that read the same X `[tokens, in]`, for factors `[in]`."""
+    """Return Σ ‖Q(x/s)·Q(s·W)ᵀ − x·Wᵀ‖² / ‖x·Wᵀ‖² over the tokens of X `[tokens, in]` and its layers, for s `[in]`.
+
+    Each token counts alike. The first token of a text is often a thousand times larger than the others, and nothing depends
+    on its exact value: in a plain sum of squares it alone would decide.
+    """
     smooth = round_tokens((inputs.float() / factors).to(inputs.dtype), activations_bits).float()
     total = 0.0
     for name, weight in weights.items():
         levels = quantize(weight * factors, grid, layer=name).dequantize().float()
-        total += float((smooth @ levels.T - inputs.float() @ weight.T).square().sum())
+        wanted = inputs.float() @ weight.T
+        sizes = wanted.square().sum(1).clamp(min=torch.finfo(torch.float32).tiny)
+        total += float(((smooth @ levels.T - wanted).square().sum(1) / sizes).sum())
     return total
 
 
