@@ -64,11 +64,12 @@ def main() -> int:
     goals = judge(found, quick=arguments.quick)
     table(
         f"On {setting.held_out} held-out rows",
-        ["base", "perplexity", "95 %", "mean KL", "top-1", "load, s", "layers, MB"],
+        ["base", "perplexity", "95 %", "mean KL", "response loss", "top-1", "load, s", "layers, MB"],
         [
             [
                 name,
                 *(f"{item['perplexity']:.4f}", f"{item['low']:.3f} to {item['high']:.3f}", f"{item['mean_kl']:.2g}"),
+                f"{item['response_loss']:.4f}",
                 *(f"{item['top1_agreement']:.1%}", f"{item['load_s']:.1f}", item["mb"]),
             ]
             for name, item in found["bases"].items()
@@ -216,6 +217,7 @@ def score(model: Any, tokenizer: Any, rows: list[Any], source: Any) -> tuple[dic
     against = compare(source or behaviour, behaviour, text)
     item = {"perplexity": found.value, "low": found.low, "high": found.high}
     item |= {"mean_kl": against.mean_kl, "top1_agreement": against.top1_agreement}
+    item["response_loss"] = sum(loss.response_nll for loss in losses) / sum(loss.response_tokens for loss in losses)
     return item | {"losses": [loss.all_nll for loss in losses]}, behaviour
 
 
