@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.errors import UsageError
-from quantkit.numerics.hessian import HessianSum
+from quantkit.numerics.hessian import HessianSum, equal_tokens
 
 Batch = Mapping[str, Tensor]
 """Inputs of the model's forward pass: `input_ids` `[rows, tokens]`, with padding also `attention_mask`."""
@@ -216,11 +216,20 @@ class Block:
             )
         return list(seen.values())
 
-    def hessians(self, groups: Sequence[Sequence[str]], hidden: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """Return H for each group of layers that read the same tensor, over all batches (`hidden` by default)."""
+    def hessians(
+        self, groups: Sequence[Sequence[str]], hidden: Sequence[Tensor] | None = None, *, level: bool = False
+    ) -> list[Tensor]:
+        """Return H for each group of layers that read the same tensor, over all batches (`hidden` by default).
+
+        `level` brings all tokens to one length first (`quantkit.numerics.hessian.equal_tokens`).
+        """
         firsts = [group[0] for group in groups]
         sums = {name: HessianSum(self.linears[name].in_features, self.device) for name in firsts}
-        self.watch(lambda name, inputs: sums[name].add(inputs), firsts, self.hidden if hidden is None else hidden)
+
+        def see(name: str, inputs: Tensor) -> None:
+            sums[name].add(equal_tokens(inputs) if level else inputs)
+
+        self.watch(see, firsts, self.hidden if hidden is None else hidden)
         return [sums[name].value() for name in firsts]
 
 

@@ -163,27 +163,34 @@ def fit_minmax(grid: UniformGrid, groups: Tensor, shrink: float = 1.0) -> Levels
     return Levels(scale, zero_point.to(torch.int8))
 
 
+def candidate_levels(grid: UniformGrid, groups: Tensor, shrink: float = 1.0) -> list[Levels]:
+    """Return the levels that a range of groups `[..., size]`, times `shrink`, can be given: one fit, two if symmetric.
+
+    Symmetric grids have one more level below zero than above; a negative scale puts it on the other side. The second fit puts
+    the extreme weight on that level, whichever its sign (as llama.cpp's `Q4_0` does), which matters most at 2 and 3 bits.
+    """
+    found = [fit_minmax(grid, groups, shrink)]
+    if grid.symmetric:
+        extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
+        found.append(Levels(_storable(extreme * (shrink / grid.q_min), grid), None))
+    return found
+
+
+def better_levels(best: Levels, other: Levels, better: Tensor) -> Levels:
+    """Return `other` for the groups in which it is better, `best` for the rest."""
+    return Levels(torch.where(better, other.scale, best.scale), _where(better, other.zero_point, best.zero_point))
+
+
 @torch.no_grad()
 def fit_mse(grid: UniformGrid, groups: Tensor, importance: Tensor | None = None, *, steps: int = 16) -> Levels:
-    """Return the levels of least Σ_j importance_j·(w_j − ŵ_j)² among ranges shrunk to 1 … 0.4 of the group's own.
-
-    Symmetric grids have one more level below zero than above; a negative scale puts it on the other side. Both signs are
-    tried with the extreme weight on the extra level (as llama.cpp's `Q4_0` does), which matters most at 2 and 3 bits.
-    """
+    """Return the levels of least Σ_j importance_j·(w_j − ŵ_j)² among ranges shrunk to 1 … 0.4 of the group's own."""
     values = groups.float()
     best = fit_minmax(grid, values)
     least = _error(grid, values, best, importance)
-    extreme = values.gather(-1, values.abs().argmax(-1, keepdim=True)).squeeze(-1)
-    for step in range(1, steps + 1):
-        shrink = 1 - 0.6 * (step - 1) / steps
-        candidates = [fit_minmax(grid, values, shrink)] if step > 1 else []
-        if grid.symmetric:
-            candidates.append(Levels(_storable(extreme * (shrink / grid.q_min), grid), None))
-        for levels in candidates:
+    for step in range(steps):
+        for levels in candidate_levels(grid, values, 1 - 0.6 * step / steps):
             error = _error(grid, values, levels, importance)
-            better = error < least
-            least = torch.where(better, error, least)
-            best = Levels(torch.where(better, levels.scale, best.scale), _where(better, levels.zero_point, best.zero_point))
+            best, least = better_levels(best, levels, error < least), torch.minimum(error, least)
     return best
 
 

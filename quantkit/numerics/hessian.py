@@ -40,6 +40,17 @@ class HessianSum:
         return (upper + upper.triu(1).T) * (2 / max(self.tokens, 1))
 
 
+def equal_tokens(inputs: Tensor) -> Tensor:
+    """Return tokens `[..., in]` brought to one length, √in, in float32, so that each counts alike in a sum of squares.
+
+    From some block on, the first token of a text is a hundred times larger than the others, and nothing depends on its exact
+    value; in a plain sum it alone decides. SmolLM2, 4 bits in groups of 64, perplexity 8.44 dense: GPTQ 9.32 → 8.74.
+    """
+    tokens = inputs.detach().float()
+    level: Tensor = tokens / tokens.norm(dim=-1, keepdim=True).clamp(min=1e-12) * inputs.shape[-1] ** 0.5
+    return level
+
+
 def quadratic_error(delta: Tensor, hessian: Tensor) -> Tensor:
     """Return each row's δHδᵀ `[out]` for weight changes `[out, in]`: twice the mean squared change of that output."""
     return ((delta.float() @ hessian) * delta.float()).sum(1)

@@ -84,13 +84,21 @@ def test_inputs_that_do_not_correlate_make_it_plain_rounding():
     assert torch.equal(found.dequantize(), quantize(weight, grid).dequantize())
 
 
+def test_one_huge_token_decides_only_where_tokens_are_not_made_equal(block):
+    (level, plain), huge = ([block.hessians(block.groups(), level=level)[0] for level in (True, False)]), block.hidden[0]
+    huge[0, 0] *= 1e3
+    after = [block.hessians(block.groups(), level=level)[0] for level in (True, False)]
+    torch.testing.assert_close(after[0], level)
+    assert float(after[1].norm()) > 1e3 * float(plain.norm())
+
+
 @pytest.mark.parametrize("true_sequential", [True, False])
 @pytest.mark.parametrize("grid", [GRID, UniformGrid(3, 16, False, torch.float32, "mse")])
 def test_every_layer_is_solved_with_less_output_error_than_rounding(block, grid, true_sequential):
     weights = {name: linear.weight.data.clone() for name, linear in block.linears.items()}
     groups = block.groups()
     hessians = dict(zip([tuple(group) for group in groups], block.hessians(groups), strict=True))
-    solved = gptq_block(block, grid, true_sequential=true_sequential)
+    solved = gptq_block(block, grid, true_sequential=true_sequential, equal_tokens=False)
     assert set(solved) == set(weights)
     group = ("blocks.0.a", "blocks.0.b")
     for name in group:
@@ -105,7 +113,7 @@ def test_layers_of_one_input_are_solved_as_each_alone(block):
     grid = UniformGrid(4, 16, False, torch.float32)
     weights = {name: linear.weight.data.clone() for name, linear in block.linears.items()}
     (hessian,) = block.hessians([["blocks.0.a", "blocks.0.b"]])
-    solved = gptq_block(block, grid)
+    solved = gptq_block(block, grid, equal_tokens=False)
     for name in ("blocks.0.a", "blocks.0.b"):
         alone = error_feedback(weights[name], hessian, grid).weight
         assert torch.equal(solved[name].codes, alone.codes)
@@ -114,7 +122,7 @@ def test_layers_of_one_input_are_solved_as_each_alone(block):
 
 def test_later_layers_are_calibrated_on_the_quantized_ones_before_them(block):
     weight = block.linears["blocks.0.c"].weight.data.clone()
-    first = gptq_block(block, GRID, true_sequential=True)["blocks.0.c"]
+    first = gptq_block(block, GRID, true_sequential=True, equal_tokens=False)["blocks.0.c"]
     (hessian,) = block.hessians([["blocks.0.c"]])  # a and b are quantized now
     assert torch.equal(first.codes, error_feedback(weight, hessian, GRID).weight.codes)
 

@@ -28,6 +28,8 @@ class AwqOptions:
     """Let the weights' own sizes enter the channel scales beside the inputs': x^a / w^(1-a) instead of x^a."""
     apply_clip: bool = True
     """Search for each group how far to clip its range, after scaling."""
+    equal_tokens: bool = True
+    """Let every calibration token count alike, however large it is; false: as published, where huge first tokens decide."""
 
     def __post_init__(self) -> None:
         if self.group_size != -1 and self.group_size < 1:
@@ -97,6 +99,7 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
             n_grid=options["n_grid"],
             duo_scaling=options["duo_scaling"],
             apply_clip=options["apply_clip"],
+            equal_tokens=options["equal_tokens"],
         )
         left[block.name] = unscaled
         return solved

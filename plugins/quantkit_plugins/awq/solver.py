@@ -9,7 +9,8 @@ produces x: the norm before q, k, v or gate, up; the rows of v before o; the row
   error E‖(Q(W·s)/s − W)x‖² over all layers that share x; s = 1, plain rounding, is always among the candidates. That
   error is tr(ΔHΔᵀ), so one matrix H `[in, in]` stands for all calibration tokens.
 * **Clip search**: for each group the range is shrunk in steps to half; the one that leaves the least δ·H_gg·δᵀ is kept, H_gg
-  the group's own block of H `[size, size]`: the error of that group's part of the output.
+  the group's own block of H `[size, size]`: the error of that group's part of the output. A symmetric grid has one level
+  more on one side; both sides are tried (`quantkit.numerics.grids.candidate_levels`), which the paper does not do.
 * **Folding**: where, is found by trying (`quantkit.numerics.graph`). Scales are chosen after the norm's new weight has been
   rounded to its data type, and linear weights are held in float32 until they are rounded to the grid, so folding
   costs nothing; where a layer on the ignore list is touched, scales are powers of two. That the block still computes the
@@ -26,8 +27,9 @@ from torch import Tensor
 from quantkit.errors import QuantkitError
 from quantkit.numerics.capture import Block
 from quantkit.numerics.graph import Site, divide_outputs, fold_sites
-from quantkit.numerics.grids import QuantizedWeight, UniformGrid, fit_minmax, quantize
+from quantkit.numerics.grids import QuantizedWeight, UniformGrid, better_levels, candidate_levels, fit_minmax, quantize
 from quantkit.numerics.hessian import HessianSum, quadratic_error
+from quantkit.numerics.hessian import equal_tokens as equally_long
 
 CLIP_STEPS = 20
 """Steps in which a range is shrunk to half."""
@@ -37,7 +39,13 @@ SAME = 1e-4
 
 @torch.no_grad()
 def awq_block(
-    block: Block, grid: UniformGrid, *, n_grid: int = 20, duo_scaling: bool = True, apply_clip: bool = True
+    block: Block,
+    grid: UniformGrid,
+    *,
+    n_grid: int = 20,
+    duo_scaling: bool = True,
+    apply_clip: bool = True,
+    equal_tokens: bool = True,
 ) -> tuple[dict[str, QuantizedWeight], list[str]]:
     """Return name → quantized weight of a block's linear layers, and the names of those that could not be scaled.
 
@@ -48,7 +56,7 @@ def awq_block(
         QuantkitError: folding changed what the block computes, or inputs are not finite.
     """
     groups = block.groups()
-    moments, sizes = _statistics(block, groups)
+    moments, sizes = _statistics(block, groups, equal_tokens)
     weights = {name: linear.weight.data.float() for name, linear in block.linears.items()}
     before = _output(block, {})
     sites = fold_sites(block)
@@ -153,18 +161,14 @@ def clip_and_round(weight: Tensor, hessian: Tensor, grid: UniformGrid, *, layer:
     size = grid.block_columns(weight.shape[1], layer)
     groups = weight.reshape(len(weight), -1, size)
     own = torch.stack([hessian[at : at + size, at : at + size] for at in range(0, weight.shape[1], size)])
-    shrinks = [1 - 0.5 * step / CLIP_STEPS for step in range(CLIP_STEPS + 1)]
     best = fit_minmax(grid, groups)
     least = torch.full(best.scale.shape, float("inf"), device=weight.device)
-    chosen = torch.ones_like(least)
-    for shrink in shrinks:
-        levels = fit_minmax(grid, groups, shrink).spread()
-        delta = grid.decode(grid.encode(groups, levels), levels) - groups
-        error = (torch.einsum("ogi,gij->ogj", delta, own) * delta).sum(-1)
-        chosen = torch.where(error < least, shrink, chosen)
-        least = torch.minimum(error, least)
-    levels = fit_minmax(grid, groups * chosen.unsqueeze(-1))
-    return grid.assemble(grid.encode(groups, levels.spread()).flatten(1), levels)
+    for step in range(CLIP_STEPS + 1):
+        for levels in candidate_levels(grid, groups, 1 - 0.5 * step / CLIP_STEPS):
+            delta = grid.decode(grid.encode(groups, levels.spread()), levels.spread()) - groups
+            error = (torch.einsum("ogi,gij->ogj", delta, own) * delta).sum(-1)
+            best, least = better_levels(best, levels, error < least), torch.minimum(error, least)
+    return grid.assemble(grid.encode(groups, best.spread()).flatten(1), best)
 
 
 def unscaled_layers(left: Mapping[str, Sequence[str]]) -> str:
@@ -189,15 +193,18 @@ def _touches_dense(block: Block, site: Site) -> bool:
     return any(name not in block.linears for name in touched)
 
 
-def _statistics(block: Block, groups: Sequence[Sequence[str]]) -> tuple[list[Tensor], list[Tensor]]:
+def _statistics(block: Block, groups: Sequence[Sequence[str]], level: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Return H `[in, in]` and mean |x| `[in]` for each group of layers, in one run of the block."""
     firsts = [names[0] for names in groups]
     sums = {name: HessianSum(block.linears[name].in_features, block.device) for name in firsts}
     sizes = {name: torch.zeros(block.linears[name].in_features, device=block.device) for name in firsts}
 
     def see(name: str, inputs: Tensor) -> None:
-        sums[name].add(inputs)
-        sizes[name].add_(inputs.abs().sum(0, dtype=torch.float32))
+        if not bool(inputs.isfinite().all()):
+            raise QuantkitError(f"the inputs of {name} are not finite on the calibration data; nothing can be learnt from them")
+        tokens = equally_long(inputs) if level else inputs
+        sums[name].add(tokens)
+        sizes[name].add_(tokens.abs().sum(0, dtype=torch.float32))
 
     block.watch(see, firsts, block.hidden)
     return [sums[name].value() for name in firsts], [sizes[name] / max(sums[name].tokens, 1) for name in firsts]

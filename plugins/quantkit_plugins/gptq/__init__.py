@@ -30,8 +30,10 @@ class GptqOptions:
     """How a group's scale is chosen: the range of least squared error, or the whole range."""
     sequential: bool = True
     """Calibrate each block on what the quantized blocks before it put out; false: on what the original ones do."""
-    true_sequential: bool = True
+    true_sequential: bool = False
     """Within a block, too, calibrate each layer on the quantized layers before it; costs a run of the block per layer group."""
+    equal_tokens: bool = True
+    """Let every calibration token count alike, however large it is; false: as published, where huge first tokens decide."""
 
     def __post_init__(self) -> None:
         if self.group_size != -1 and self.group_size < 1:
@@ -98,6 +100,7 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
             damp_percent=options["damp_percent"],
             desc_act=options["desc_act"],
             true_sequential=options["true_sequential"],
+            equal_tokens=options["equal_tokens"],
         )
 
     layers = solve_blocks(plan, model, calibration, work, solve, grid=grid, sequential=options["sequential"])

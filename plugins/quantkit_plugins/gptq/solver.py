@@ -6,7 +6,10 @@ tr(ΔHΔᵀ) with H = 2·E[xxᵀ] `[in, in]`; the recursion is `quantkit.numeric
 
 With `true_sequential` the groups of a block are solved in the order they run, each on inputs that the quantized groups before
 it put out, so that o sees what the quantized v really gives. One capture for the whole block is faster (one run of the block
-instead of one per group) and lets each group ignore the errors of those before it.
+instead of one per group) and was no worse where we measured it (SmolLM2, 4 bits: perplexity 8.74, true_sequential 8.80).
+
+`equal_tokens` departs from the paper: tokens are brought to one length before they are summed, for the reason and with the
+gain that `quantkit.numerics.hessian.equal_tokens` states. False is GPTQ as published.
 """
 
 import torch
@@ -24,7 +27,8 @@ def gptq_block(
     *,
     damp_percent: float = 0.01,
     desc_act: bool = False,
-    true_sequential: bool = True,
+    true_sequential: bool = False,
+    equal_tokens: bool = True,
 ) -> dict[str, QuantizedWeight]:
     """Return name → quantized weight for all linear layers of a block.
 
@@ -33,10 +37,10 @@ def gptq_block(
         QuantkitError: a layer's inputs are not finite.
     """
     groups = block.groups()
-    known = [] if true_sequential else block.hessians(groups)
+    known = [] if true_sequential else block.hessians(groups, level=equal_tokens)
     solved: dict[str, QuantizedWeight] = {}
     for index, names in enumerate(groups):
-        hessian = known[index] if known else block.hessians([names])[0]
+        hessian = known[index] if known else block.hessians([names], level=equal_tokens)[0]
         weights = {name: block.linears[name].weight.data for name in names}
         for name, quantized in _solve_together(weights, hessian, grid, damp_percent, desc_act).items():
             solved[name] = quantized
