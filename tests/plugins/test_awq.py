@@ -121,6 +121,34 @@ def test_neither_search_is_ever_worse_than_rounding_for_the_error_it_minimises(s
             assert errors[0] < 0.5 * errors[1]
 
 
+@pytest.mark.parametrize("level", [True, False])
+def test_one_huge_token_decides_only_where_tokens_are_not_made_equal(model, level):
+    found = []
+
+    def solve(block: Block) -> dict:
+        original, groups = block.watch, block.groups()
+        for factor in (1.0, 1e3):
+            block.watch = lambda see, names, hidden, factor=factor: original(
+                lambda name, inputs: see(name, torch.cat([inputs[:1] * factor, inputs[1:]])), names, hidden
+            )
+            moments, sizes = solver._statistics(block, groups, level)
+            found.append([*moments, *sizes])
+        block.watch = original
+        return {name: quantize(linear.weight.data, GRID) for name, linear in block.linears.items()}
+
+    run(model, solve)
+    for first, second in zip(found[0], found[1], strict=True):
+        assert torch.allclose(first, second, rtol=1e-3, atol=1e-5) == level
+
+
+def test_inputs_that_are_not_finite_are_an_error_that_names_the_layer(model, monkeypatch):
+    monkeypatch.setattr(Block, "watch", lambda _self, see, names, _hidden: see(names[0], torch.full((2, 128), float("nan"))))
+    with pytest.raises(QuantkitError, match=r"the inputs of blocks.0.q are not finite on the calibration data"):
+        block = Block.__new__(Block)
+        block.linears, block.device, block.hidden = {"blocks.0.q": nn.Linear(128, 8)}, "cpu", []
+        solver._statistics(block, [["blocks.0.q"]], True)
+
+
 def test_clipping_keeps_the_range_of_least_output_error_of_all_that_are_tried():
     torch.manual_seed(3)
     grid = UniformGrid(bits=2, group_size=8, scale_dtype=torch.float32)
