@@ -143,9 +143,9 @@ def test_one_huge_token_decides_only_where_tokens_are_not_made_equal(model, leve
 
 def test_inputs_that_are_not_finite_are_an_error_that_names_the_layer(model, monkeypatch):
     monkeypatch.setattr(Block, "watch", lambda _self, see, names, _hidden: see(names[0], torch.full((2, 128), float("nan"))))
+    block = Block.__new__(Block)
+    block.linears, block.device, block.hidden = {"blocks.0.q": nn.Linear(128, 8)}, "cpu", []
     with pytest.raises(QuantkitError, match=r"the inputs of blocks.0.q are not finite on the calibration data"):
-        block = Block.__new__(Block)
-        block.linears, block.device, block.hidden = {"blocks.0.q": nn.Linear(128, 8)}, "cpu", []
         solver._statistics(block, [["blocks.0.q"]], True)
 
 
