@@ -57,7 +57,7 @@ def record_of(method: str = "QLORA", kind: Any = "LoRa", **changes: Any) -> dict
         "quantization": QuantizationSpec.dense("bfloat16").to_dict(),
         "recipe": plan.to_dict(),
         "adapter": None if kind == "NoPeft" else plan.adapter.to_dict(),
-        "merge": {"policy": "dequantized-base", "dtype": "bfloat16"},
+        "merge": {"policy": "dequantized", "dtype": "bfloat16"},
         "base": {**HUB, "fingerprint": "sha256:abc"},
         "parents": [],
         "training": TRAINED,

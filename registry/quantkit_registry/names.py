@@ -50,6 +50,9 @@ class ArtifactName:
     lm_head_dtype: str = "bfloat16"
     merged_dtype: str | None = None
     """Data type the stored weights have, where that is not what the recipe says."""
+    merge_policy: str | None = None
+    """`base`: folded into the original 16-bit base instead of the dequantized one; `requantized`: a whole model whose weights
+    are what the recipe says, said only where a kept adapter has the bare name already."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tags", tuple(self.tags))
@@ -75,6 +78,8 @@ class ArtifactName:
         _require(_dtype_tag(self.lm_head_dtype) is not None, "lm_head_dtype", self.lm_head_dtype, "a data type names can carry")
         merged_fits = self.merged_dtype is None or self.merged_dtype in DTYPE_TAGS
         _require(merged_fits, "merged_dtype", self.merged_dtype, ", ".join(DTYPE_TAGS))
+        fitting = (None, "base") if self.merged_dtype else (None, "requantized")
+        _require(self.merge_policy in fitting, "merge_policy", self.merge_policy, f"one of {fitting} with that merged_dtype")
         text = self._text()
         _require(len(text.encode()) <= MAX_BYTES, "name", text, f"at most {MAX_BYTES} bytes long, not {len(text)}")
         _require(text.partition(".")[0].upper() not in RESERVED, "name", text, "no device name of Windows")
@@ -89,6 +94,7 @@ class ArtifactName:
         adapter: AdapterPlan,
         recipe: QuantizationSpec,
         merged_dtype: str | None = None,
+        merge_policy: str | None = None,
     ) -> Self:
         """Return the name of what a run makes.
 
@@ -106,11 +112,16 @@ class ArtifactName:
             adapter=adapter.label,
             **_recipe_fields(recipe, (DTYPE_TAGS["float16"],) if odd_dense else ()),
             merged_dtype=merged_dtype,
+            merge_policy=merge_policy,
         )
 
     def quantized(self, recipe: QuantizationSpec) -> Self:
         """Return the name of this model after post-training quantization to `recipe`."""
-        return replace(self, **_recipe_fields(recipe, ()), merged_dtype=None)
+        return replace(self, **_recipe_fields(recipe, ()), merged_dtype=None, merge_policy=None)
+
+    def merged(self, dtype: str | None, policy: str | None = None) -> Self:
+        """Return the name of this adapter folded in; `dtype` and `policy` are `merged_dtype` and `merge_policy`."""
+        return replace(self, merged_dtype=dtype, merge_policy=policy)
 
     def _text(self) -> str:
         words = [SNAPSHOT] if self.dataset is None else [self.dataset, str(self.finetuning), self.adapter]
@@ -129,7 +140,9 @@ class ArtifactName:
         words += [*self.tags, head]
         if self.method == QuantMethod.NO_QUANT and words == ["w16", "headbf16"]:
             words = []
-        return words + ([f"merged{DTYPE_TAGS[self.merged_dtype]}"] if self.merged_dtype else [])
+        if self.merged_dtype:
+            words.append(f"merged{self.merge_policy or ''}{DTYPE_TAGS[self.merged_dtype]}")
+        return [*words, "merged"] if self.merge_policy == "requantized" else words
 
 
 def format_name(name: ArtifactName) -> str:
@@ -177,12 +190,16 @@ def parse_name(text: str) -> ArtifactName:
 
 
 def _parse_tags(text: str, tail: str) -> dict[str, Any]:
-    merged = None
+    merged: dict[str, Any] = {}
     rest, _, last = tail.rpartition("_")
-    if last.startswith("merged"):
-        merged, tail = DTYPE_OF_TAG.get(last.removeprefix("merged"), last), rest
+    if last == "merged":
+        merged, tail = {"merge_policy": "requantized"}, rest
+    elif last.startswith("merged"):
+        policy = "base" if last.startswith("mergedbase") else None
+        word = last.removeprefix(f"merged{policy or ''}")
+        merged, tail = {"merged_dtype": DTYPE_OF_TAG.get(word, last), "merge_policy": policy}, rest
     if not tail:
-        return {"merged_dtype": merged}
+        return merged
     middle, _, head = tail.rpartition("_")
     fit = TAGS.fullmatch(middle)
     head_dtype = _head_dtype(head)
@@ -195,7 +212,7 @@ def _parse_tags(text: str, tail: str) -> dict[str, Any]:
         "kv_cache_bits": None if fit[5] is None else int(fit[5]),
         "tags": tuple(word for word in fit[6].split("_") if word),
         "lm_head_dtype": head_dtype,
-        "merged_dtype": merged,
+        **merged,
     }
 
 

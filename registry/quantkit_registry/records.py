@@ -42,9 +42,10 @@ class MergeRecord:
     """How adapters were folded in."""
 
     policy: str
-    """Where they were folded into: `dequantized-base`, `dense-base`, …"""
+    """`dequantized`: into the dequantized base they were trained on; `base`: into the original 16-bit one; `requantized`: as
+    the first, then quantized again by the recipe."""
     dtype: str
-    """Data type in which the merged weights are stored."""
+    """Data type in which the merged weights are stored; of a requantized model: what is not quantized."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,14 +76,19 @@ def _name(artifact: Artifact, record: ArtifactRecord) -> Check:
 def name_contradictions(record: ArtifactRecord) -> list[str]:
     """Return where a record's name is not the one its recipe and stored weights give."""
     said = parse_name(record.name)
-    differs = record.kind == "model" and record.quantization.weights_dtype != record.recipe.spec.weights_dtype
+    stored = record.quantization.weights_dtype
+    merged = record.kind == "model" and record.merge is not None
+    differs = record.kind == "model" and stored != record.recipe.spec.weights_dtype
+    set_apart = merged and said.merged_dtype == stored  # from the kept adapter of a dense base, which has the bare name
+    policy = "base" if record.merge is not None and record.merge.policy == "base" else None
     wanted = ArtifactName.of(
         base=said.base,
         dataset=said.dataset,
         finetuning=said.finetuning or "SFT",
         adapter=record.adapter or record.recipe.adapter,
         recipe=record.recipe.spec,
-        merged_dtype=record.quantization.weights_dtype if differs else None,
+        merged_dtype=stored if differs or set_apart else None,
+        merge_policy=said.merge_policy if merged and not differs else policy if differs else None,
     )
     return [] if wanted == said else [f"recipe and weights give the name {format_name(wanted)}"]
 

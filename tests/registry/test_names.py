@@ -20,6 +20,9 @@ EXAMPLES = {
     "M_x-d_SFT_RsDoRa16_SmoothQuant_w8_gch_a8_headfp16": ("M_x", "d", "RsDoRa16", "SmoothQuant", 8, -1),
     "M-base_BNB4BIT_w4_fp4_dq_headbf16": ("M", None, "NoPeft", "BNB4BIT", 4, None),
     "M-d_SFT_VeRa256_QuaRot_w4_g64_a4_kv4_headint8_mergedfp32": ("M", "d", "VeRa256", "QuaRot", 4, 64),
+    "M-d_SFT_LoRa8_QLORA_w4_headbf16_mergedbasebf16": ("M", "d", "LoRa8", "QLORA", 4, None),
+    "M-d_SFT_LoRa8_QLORA_w4_headbf16_merged": ("M", "d", "LoRa8", "QLORA", 4, None),
+    "M-d_SFT_LoRa8_NoQuant_mergedbf16": ("M", "d", "LoRa8", "NoQuant", 16, None),
     "M-d_SFT_NoPeft_NoQuant_w32_headfp32": ("M", "d", "NoPeft", "NoQuant", 32, None),
 }
 
@@ -46,6 +49,7 @@ trained = st.tuples(words.filter(lambda w: w.lower() != "base"), st.sampled_from
 @st.composite
 def names(draw: st.DrawFn) -> ArtifactName:
     dataset, finetuning, adapter = draw(st.just((None, None, "NoPeft")) | trained)
+    merged = draw(st.sampled_from([None, "bfloat16", "float16", "float32"]))
     try:
         return ArtifactName(
             base=draw(bases),
@@ -59,7 +63,8 @@ def names(draw: st.DrawFn) -> ArtifactName:
             kv_cache_bits=draw(widths),
             tags=tuple(draw(st.lists(st.from_regex(NAME_TAG, fullmatch=True), max_size=3))),
             lm_head_dtype=draw(st.sampled_from(["bfloat16", "bfloat16", "float16", "float32", "nf4", "int8", "float8_e4m3fn"])),
-            merged_dtype=draw(st.sampled_from([None, "bfloat16", "float16", "float32"])),
+            merged_dtype=merged,
+            merge_policy=draw(st.sampled_from([None, "base" if merged else "requantized"])),
         )
     except UsageError as error:
         if re.search(r"at most 255 bytes|device name", str(error)):
@@ -78,7 +83,7 @@ def test_parsing_undoes_formatting(name: ArtifactName) -> None:
 
 LOOKALIKES = """
     M base d SFT DPO NoPeft LoRa8 LoRa08 VeRa1 NoQuant QLORA w4 w16 w04 g64 gch g-1 a8 kv8 kv fp4 dq headbf16 headfp16 head
-    mergedbf16 mergedx con NUL é / .. \\
+    mergedbf16 mergedbasebf16 mergedbase merged mergedx con NUL é / .. \\
 """
 WORDS = (*LOOKALIKES.split(), "", "\n", "\x00")
 
@@ -157,6 +162,8 @@ def test_what_is_no_name_is_refused_with_the_reason(text: str, reason: str) -> N
         {"base": "M", "tags": ("w4",)},
         {"base": "M", "tags": ("headx",)},
         {"base": "M", "lm_head_dtype": "float64"},
+        {"base": "M", "merge_policy": "base"},
+        {"base": "M", "merge_policy": "requantized", "merged_dtype": "bfloat16"},
         {"base": "M" * 255},
     ],
 )

@@ -29,7 +29,7 @@ def test_a_record_comes_back_equal(tmp_path: Path) -> None:
     merged = record(
         name="Base-d_SFT_LoRa8_QLORA_w4_headbf16_mergedbf16",
         kind="model",
-        merge=MergeRecord(policy="dequantized-base", dtype="bfloat16"),
+        merge=MergeRecord(policy="dequantized", dtype="bfloat16"),
         parents=(Parent(name="Base-base", artifact="0" * 64),),
         training={"steps": 3, "losses": [1.0, 0.5]},
     )
