@@ -39,6 +39,8 @@ class StagePeak:
     """Whether the resident peak was sampled (shorter peaks are missed) instead of read from the kernel."""
     inside: str | None = None
     """The stage that this one was part of."""
+    cpu_s: float | None = None
+    """Processor seconds of all threads of the process; beside `duration_s`, they say how busy the machine was."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; `from_dict` is its inverse."""
@@ -63,25 +65,28 @@ class MemoryLog:
         inside = self._names[-1] if self._names else None
         self._names.append(name)
         running = _Running()
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
-            duration_s = time.perf_counter() - started
+            duration_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
             running.stop()
             self._names.pop()
             peaks = (running.rss, running.allocated, running.reserved, running.sampled)
-            self.stages.append(StagePeak(name, round(duration_s, 3), *peaks, inside))
+            self.stages.append(StagePeak(name, round(duration_s, 3), *peaks, inside, round(cpu_s, 3)))
 
     def overall(self) -> StagePeak:
-        """Return the largest of each number over all stages; the duration is the sum of the outermost ones'."""
+        """Return the largest of each number over all stages; durations are the sums of the outermost ones'."""
+        outermost = [peak for peak in self.stages if peak.inside is None]
+        cpu_s = [peak.cpu_s for peak in outermost if peak.cpu_s is not None]
         return StagePeak(
             "whole run",
-            round(sum(peak.duration_s for peak in self.stages if peak.inside is None), 3),
+            round(sum(peak.duration_s for peak in outermost), 3),
             max((peak.peak_rss_bytes for peak in self.stages), default=0),
             _largest(peak.peak_allocated_bytes for peak in self.stages),
             _largest(peak.peak_reserved_bytes for peak in self.stages),
             any(peak.rss_sampled for peak in self.stages),
+            cpu_s=round(sum(cpu_s), 3) if cpu_s else None,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -130,6 +130,18 @@ def test_the_whole_run_is_the_largest_of_each():
     assert log.overall() == StagePeak("whole run", 3.0, 5, {"cuda:0": 6}, {"cuda:0": 8})
 
 
+def test_waiting_is_no_processor_time():
+    import time
+
+    log = MemoryLog()
+    with log.stage("waits"):
+        time.sleep(0.2)
+    (peak,) = log.stages
+    assert peak.cpu_s is not None
+    assert peak.cpu_s < 0.1 < peak.duration_s
+    assert log.overall().cpu_s == peak.cpu_s
+
+
 def test_a_log_survives_json():
     log = two_stages()
     again = MemoryLog.from_dict(json.loads(json.dumps(log.to_dict())))
