@@ -12,6 +12,7 @@ TRUNC_TRAIN = None  # use only so many rows
 
 lora_r = 16  # None: recommended by model size
 merge_after_train = True  # False: keep the adapter and the recipe of its base
+merge = "dequantized"  # into the base as trained on; "base": the original 16-bit one; "requantized": stays 4 or 8 bit
 keep_lm_head_fp16 = False
 
 learning_rate = 2e-4

@@ -31,6 +31,7 @@ RENAMED = {
     "num_epochs": "num_train_epochs",
     "batch_size": "per_device_train_batch_size",
     "warmup_ratio": "warmup_steps",
+    "merge_policy": "merge",
     "bnb_4bit_quant_type": "quant_type",
     "bnb_4bit_use_double_quant": "double_quant",
     "bnb_4bit_compute_dtype": "compute_dtype",

@@ -17,6 +17,7 @@ from quantkit.options import check_value
 from quantkit.plan import PEFT_KINDS, AdapterPlan, PeftKind
 
 DtypeName = Literal["bfloat16", "float16", "float32"]
+MergePolicy = Literal["dequantized", "base", "requantized"]
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 ]
@@ -119,6 +120,9 @@ class RunConfig:
 
     merge_after_train: bool = True
     """Fold the adapters into the weights and save a full model; false keeps the adapter."""
+    merge: MergePolicy = "dequantized"
+    """Fold them into the dequantized base they were trained on; into the original 16-bit base; or, requantized, into the
+    dequantized one and quantize the result again with the method's own options."""
     save_dtype: DtypeName = "bfloat16"
     """Data type of dense weights that are saved."""
     lm_head_dtype: DtypeName | None = None

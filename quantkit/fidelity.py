@@ -36,7 +36,8 @@ class Fidelity:
 
     def __str__(self) -> str:
         return (
-            f"max |Δlogit| {self.max_abs_logit_difference:.2g}, mean KL {self.mean_kl:.2g},"
+            f"max |Δlogit| {self.max_abs_logit_difference:.2g}, mean {self.mean_abs_logit_difference:.2g},"
+            f" mean KL {self.mean_kl:.2g},"
             f" top-1 agreement {self.top1_agreement:.1%} on {self.tokens} tokens"
         )
 

@@ -104,4 +104,4 @@ def test_the_artifact_loads_without_quantkit(settings: list[object], read_json: 
         here = model(input_ids=torch.tensor([[1, 40, 50, 60, 70]])).logits.float()
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt").detach(), here, rtol=0, atol=1e-4)
     verification = read_record(artifact).verification
-    assert verification["merge_as_stored"]["max_abs_logit_difference"] <= 1e-4
+    assert verification["fidelity"]["stored"]["max_abs_logit_difference"] <= 1e-4

@@ -17,6 +17,13 @@ from quantkit.spec import DENSE_BITS, QuantizationSpec
 from quantkit_registry.names import ArtifactName, format_name
 from quantkit_registry.records import Parent
 
+MERGES = {
+    "dequantized": "into the dequantized base that the adapter was trained on",
+    "base": "into the original base, not the quantized one that the adapter was trained on",
+    "requantized": "into the dequantized base, then quantized again by the same recipe",
+}
+"""What each merge policy does, for people."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
@@ -53,6 +60,11 @@ class RunPlan:
     def merges(self) -> bool:
         """Whether adapters are trained and folded in."""
         return self.kind == "model" and self.plan.adapter.kind != "NoPeft"
+
+    @property
+    def merge_policy(self) -> str:
+        """How the adapters are folded in; on a dense base `base` and `dequantized` are the same."""
+        return self.config.merge if self.plan.spec.is_quantized else "dequantized"
 
     @property
     def checkpoints(self) -> Path:
@@ -120,8 +132,19 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
     plan = methods.plan(config.quant_method, config.method_options, context)
     if plan.adapter.kind != "NoPeft":
         resolve_targets(skeleton.model, plan.adapter.target_modules)
-    stored = QuantizationSpec.dense(config.save_dtype, lm_head_dtype=config.lm_head_dtype) if merges else plan.spec
-    differs = merges and plan.spec.is_quantized
+    if trains and not merges and config.merge != "dequantized":
+        raise UsageError(
+            f"merge is {config.merge!r}, but no adapter is folded in: merge_after_train is {config.merge_after_train} and"
+            f" peft_config {config.peft_config}"
+        )
+    requantizes = merges and config.merge == "requantized"
+    if requantizes and not plan.spec.is_quantized:
+        raise UsageError(
+            f"merge is 'requantized', but {plan.method} trains on dense weights; there is nothing to quantize again"
+        )
+    dense = merges and not requantizes
+    stored = QuantizationSpec.dense(config.save_dtype, lm_head_dtype=config.lm_head_dtype) if dense else plan.spec
+    differs = dense and plan.spec.is_quantized
     name = format_name(
         ArtifactName.of(
             base=config.model_name_or_path,
@@ -130,6 +153,7 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
             adapter=plan.adapter,
             recipe=plan.spec,
             merged_dtype=config.save_dtype if differs else None,
+            merge_policy="base" if differs and config.merge == "base" else None,
         )
     )
     return RunPlan(
@@ -176,6 +200,7 @@ def announce(run: RunPlan) -> None:
             "saves",
             f"{run.kind}: {_spec_text(run.stored)}" if run.kind == "model" else "the adapter, with the recipe of its base",
         ),
+        *([("merges", MERGES[run.merge_policy])] if run.merges and run.plan.spec.is_quantized else []),
         ("as", str(run.target)),
     ]
     table("Plan", ["", ""], rows)

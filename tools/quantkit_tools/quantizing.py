@@ -268,9 +268,9 @@ def _other_head(making: Making) -> str | None:
 
 
 def report_gate(written: dict[str, Any]) -> int:
-    """Print the gate's verdict; return the exit code: 0 when it passed, 3 when it did not."""
+    """Print the gate's verdict; return the exit code: 3 when it did not pass, else 0."""
     verdict = written["verification"]["gate"]
-    if verdict["outcome"] == "passed":
+    if verdict["outcome"] != "failed":
         return 0
     console.warn(f"{written['name']} is marked: {'; '.join(verdict['reasons'])}")
     return VerificationError.exit_code

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.console import format_bytes, format_duration, say, table, warn
+from quantkit.data.encode import EncodedRow
 from quantkit.environment import describe_environment
 from quantkit.errors import VerificationError
-from quantkit.fidelity import Fidelity
 from quantkit.memory import MemoryLog, free_bytes, memory_rows
+from quantkit.merging.report import Reference, ReportRows, choose_rows
 from quantkit.methods import Methods
-from quantkit.plan import QuantizationPlan
 from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.records import ArtifactRecord, BaseReference, MergeRecord
+from quantkit_tools.merge_check import LARGEST_MEAN_KL, MergeCheck, check_merged, load_plainly
 from quantkit_tools.planning import RunPlan
 
 if TYPE_CHECKING:
@@ -25,11 +26,8 @@ if TYPE_CHECKING:
     from quantkit.data import PreparedData
     from quantkit.training.result import TrainingResult
 
-LARGEST_MEAN_KL = 0.01
-"""Mean KL divergence in nats from adapter on its base, above which a merged model is not saved."""
 LARGEST_RELOAD_KL = 1e-4
-"""The same between the model in memory and the saved folder, loaded again in the same data type."""
-PROBE_ROWS = 16
+"""Mean KL divergence in nats between the model in memory and the saved folder, loaded again in the same data type."""
 PROBE_TEXT = "The quick brown fox jumps over the lazy dog, and 3 + 4 = 7."
 """What models are compared on where a run has no rows."""
 
@@ -90,38 +88,12 @@ def train(run: RunPlan, model: Any, data: "PreparedData", tokenizer: Any) -> "Tr
     return train(model, data, run.config, run.plan, tokenizer=tokenizer, checkpoints=run.checkpoints, device=run.device)
 
 
-def probe_rows(data: "PreparedData | None", tokenizer: Any) -> list[list[int]]:
-    """Return the token ids on which models are compared: held-out rows where there are some, else training rows."""
-    if data is None:
-        return [tokenizer(PROBE_TEXT)["input_ids"]]
-    return [row.input_ids for row in (data.evaluation or data.train)[:PROBE_ROWS]]
-
-
-def merge_adapters(
-    run: RunPlan, model: Any, methods: Methods, reference: "Tensor", rows: list[list[int]]
-) -> tuple[Any, dict[str, Any]]:
-    """Fold the adapters in; return the float32 model and how far it is from `reference`, for the record.
-
-    `reference` are the logits of the adapter on the base it was trained on, over `rows`.
-
-    Raises:
-        VerificationError: the merged model predicts something else than the adapter on its base.
-    """
-    from quantkit.fidelity import compare_logits, probe_logits
-
-    merged = methods.post_train_merge(run.plan, model)
-    fidelity = compare_logits(reference, probe_logits(merged, rows))
-    say(f"merged against adapter on base: {fidelity}")
-    _refuse_unfaithful(fidelity, run.plan)
-    return merged, {"merge": fidelity.to_dict()}
-
-
-def _refuse_unfaithful(fidelity: Fidelity, plan: QuantizationPlan) -> None:
-    if fidelity.mean_kl > LARGEST_MEAN_KL:
-        raise VerificationError(
-            f"the merged model is not the one that was trained on {plan.method}: {fidelity}; a mean KL above"
-            f" {LARGEST_MEAN_KL} nats is not saved. merge_after_train=False keeps the adapter"
-        )
+def compared_rows(run: RunPlan, data: "PreparedData | None", tokenizer: Any) -> ReportRows:
+    """Return the rows on which models are compared: held-out ones where there are some, else training rows."""
+    if data is not None:
+        return choose_rows(data, seed=run.config.seed)
+    ids = tokenizer(PROBE_TEXT)["input_ids"]
+    return ReportRows((EncodedRow(ids, ids, 1),), "a sentence of quantkit's", held_out=True)
 
 
 def save(
@@ -130,10 +102,13 @@ def save(
     tokenizer: Any,
     record: ArtifactRecord,
     *,
-    reference: "Tensor | None",
-    rows: list[list[int]],
-) -> None:
+    methods: Methods,
+    reference: Reference | None,
+    rows: ReportRows,
+) -> dict[str, Any]:
     """Cast to what is to be stored, write, load again with plain transformers, compare, and only then rename into place.
+
+    `reference` is what a merge is judged against. The record is returned as written.
 
     Raises:
         VerificationError: what was written does not predict what the model in memory predicts.
@@ -145,12 +120,12 @@ def save(
     in_memory: Tensor | None = None
     if run.kind == "model":
         one_dtype = run.stored.lm_head_dtype == run.config.save_dtype
-        in_memory = None if one_dtype else probe_logits(model, rows)  # a head of its own type is stored, not computed with
+        in_memory = None if one_dtype else probe_logits(model, rows.ids)  # a head of its own type is stored, not computed with
         model = store_dense_as(model, run.config.save_dtype, lm_head_dtype=run.config.lm_head_dtype)
-        in_memory = probe_logits(model, rows) if in_memory is None else in_memory
+        in_memory = probe_logits(model, rows.ids) if in_memory is None else in_memory
 
     def verify(folder: Path) -> dict[str, Any]:
-        return {} if in_memory is None else _reload(run, folder, in_memory, reference, rows)
+        return {} if in_memory is None else _reload(run, folder, in_memory, methods, reference=reference, rows=rows)
 
     written = save_artifact(
         run.target, model=model, tokenizer=tokenizer, record=record.to_dict(), verify=verify, overwrite=run.config.overwrite
@@ -158,38 +133,45 @@ def save(
     say(f"written and read back: {written['verification']['read_back']}")
     if run.checkpoints.exists() and not run.config.save_steps:
         shutil.rmtree(run.checkpoints)
+    return written
 
 
 def _reload(
-    run: RunPlan, folder: Path, in_memory: "Tensor", reference: "Tensor | None", rows: list[list[int]]
+    run: RunPlan, folder: Path, in_memory: "Tensor", methods: Methods, *, reference: Reference | None, rows: ReportRows
 ) -> dict[str, Any]:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    from quantkit.backends import keep_layout
     from quantkit.fidelity import compare_logits, probe_logits
 
-    needed = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if (free := free_bytes(run.device)) < 1.5 * needed:
-        said = f"not done: loading it again needs {format_bytes(int(1.5 * needed))}, {format_bytes(free)} are free"
-        warn(f"reload check {said}")
-        return {"reload": said}
-    logging.disable_progress_bar()
-    again = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map={"": run.device}, use_safetensors=True)
-    keep_layout(again)
-    logits = probe_logits(again, rows)
-    reloaded = compare_logits(in_memory, logits)
-    say(f"loaded again against in memory:  {reloaded}")
-    one_dtype = run.stored.lm_head_dtype == run.config.save_dtype
-    if reloaded.mean_kl > (LARGEST_RELOAD_KL if one_dtype else LARGEST_MEAN_KL):
-        raise VerificationError(f"the saved model is not the one in memory: {reloaded}; nothing was kept")
-    found = {"reload": reloaded.to_dict()}
+    trust = run.config.trust_remote_code
     if reference is not None:
-        stored = compare_logits(reference, logits)
-        say(f"as stored against adapter on base: {stored}")
-        _refuse_unfaithful(stored, run.plan)
-        found["merge_as_stored"] = stored.to_dict()
-    return found
+        check = MergeCheck(
+            policy=run.merge_policy,
+            recipe=run.plan,
+            stored=run.stored,
+            reference=reference,
+            rows=rows,
+            device=run.device,
+            max_lost_gain=MergeCheck.default_limit(run.merge_policy),
+            trust_remote_code=trust,
+        )
+        found, observed = check_merged(folder, check, methods)
+        logits = None if observed is None else observed.logits
+    else:
+        found, logits = {}, None
+        needed = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        if (free := free_bytes(run.device)) < 1.5 * needed:
+            said = f"not done: loading it again needs {format_bytes(int(1.5 * needed))}, {format_bytes(free)} are free"
+            warn(f"reload check {said}")
+        else:
+            again = load_plainly(folder, run.stored, methods, device=run.device, trust_remote_code=trust)
+            logits = probe_logits(again, rows.ids)
+    if logits is None:
+        return found | {"reload": "not done: too little memory"}
+    reloaded = compare_logits(in_memory, logits)
+    say(f"loaded again against in memory: {reloaded}")
+    exact = run.stored.lm_head_dtype == run.config.save_dtype and not run.stored.is_quantized
+    if reloaded.mean_kl > (LARGEST_RELOAD_KL if exact else LARGEST_MEAN_KL):
+        raise VerificationError(f"the saved model is not the one in memory: {reloaded}; nothing was kept")
+    return {"reload": reloaded.to_dict()} | found
 
 
 def make_record(
@@ -218,7 +200,7 @@ def make_record(
         ),
         parents=run.parents,
         adapter=None if run.plan.adapter.kind == "NoPeft" else run.plan.adapter,
-        merge=MergeRecord(policy="dequantized", dtype=config.save_dtype) if run.merges else None,
+        merge=MergeRecord(policy=run.merge_policy, dtype=config.save_dtype) if run.merges else None,
         training={} if training is None else training.to_dict() | {"settings": config.to_dict()},
         data=facts,
         memory=memory.to_dict(),

@@ -5,14 +5,16 @@ from typing import Any
 
 from quantkit import console
 from quantkit.config import RunConfig
-from quantkit.fidelity import probe_logits
 from quantkit.files import refuse_existing
 from quantkit.memory import MemoryLog
+from quantkit.merging.report import observe_reference
 from quantkit.methods import installed_methods
 from quantkit_tools import stages
 from quantkit_tools.flags import parse_train_flags
+from quantkit_tools.merge_in_run import merge_adapters
 from quantkit_tools.planning import announce, plan_run
 from quantkit_tools.quantized_base import with_quantized_base
+from quantkit_tools.quantizing import report_gate
 
 INTERRUPTED = 130
 
@@ -48,7 +50,7 @@ def run(config: RunConfig, *, dry_run: bool = False, json: bool = False) -> int:
         model = stages.load_trainable(plan, methods)
     result, reference = None, None
     verification: dict[str, Any] = {}
-    rows = stages.probe_rows(data, tokenizer)
+    rows = stages.compared_rows(plan, data, tokenizer)
     if data is not None:
         with memory.stage("train"):
             result = stages.train(plan, model, data, tokenizer)
@@ -57,17 +59,18 @@ def run(config: RunConfig, *, dry_run: bool = False, json: bool = False) -> int:
                 f"interrupted after step {result.steps} of {result.total_steps}; go on with resume_from_checkpoint=true"
             )
             return INTERRUPTED
-    if plan.merges:
+    if plan.merges and data is not None:
         with memory.stage("merge"):
-            reference = probe_logits(model, rows)
-            model, verification = stages.merge_adapters(plan, model, methods, reference, rows)
+            reference = observe_reference(model, rows)
+            model, verification = merge_adapters(plan, model, methods, reference=reference, rows=rows, data=data)
     with memory.stage("save"):
         record = stages.make_record(plan, data=data, training=result, memory=memory, verification=verification)
-        stages.save(plan, model, tokenizer, record, reference=reference, rows=rows)
+        written = stages.save(plan, model, tokenizer, record, methods=methods, reference=reference, rows=rows)
     stages.report(plan, result, memory)
+    code = report_gate(written) if plan.merges else 0
     if json:
         console.emit_json({"artifact": str(plan.target), "name": plan.name})
-    return 0
+    return code
 
 
 if __name__ == "__main__":
