@@ -21,10 +21,17 @@ class RtnOptions:
     """Input columns that share one scale; -1: one scale per output row."""
     symmetric: bool = True
     """Grid without zero points; false: each group has one, at a cost of as many bits as a weight."""
+    activations_bits: Literal[8] | None = None
+    """8: each token's activations are rounded to 8 bits at run time (W8A8 with 8-bit rows); none: weights only."""
 
     def __post_init__(self) -> None:
         if self.group_size != -1 and self.group_size < 1:
             raise UsageError(f"group_size is {self.group_size}; it must be a number of columns, or -1 for the whole row")
+        if self.activations_bits is not None and not self.symmetric:
+            raise UsageError(
+                "activations_bits is 8 and symmetric false; transformers loads weights with zero points only by unpacking them,"
+                " and then leaves activations unrounded. Use symmetric weights"
+            )
 
 
 @hookimpl
@@ -43,22 +50,27 @@ def declare_method() -> MethodInfo:
 @hookimpl
 def build_quantization_plan(options: RtnOptions, context: PlanContext) -> QuantizationPlan:
     """Plan integer weights in groups; the head stays dense. An asymmetric grid carries the tag `asym`."""
+    from quantkit.backends.vllm_rules import check_servable_activations
+
+    spec = QuantizationSpec(
+        method="RTN",
+        weights_bits=options.weights_bits,
+        weights_dtype=f"int{options.weights_bits}",
+        format="compressed-tensors",
+        group_size=options.group_size,
+        symmetric=options.symmetric,
+        activations_bits=options.activations_bits,
+        lm_head_dtype=context.head_dtype,
+        tags=() if options.symmetric else ("asym",),
+    )
     return QuantizationPlan(
         method="RTN",
         stage=context.stage,
-        spec=QuantizationSpec(
-            method="RTN",
-            weights_bits=options.weights_bits,
-            weights_dtype=f"int{options.weights_bits}",
-            format="compressed-tensors",
-            group_size=options.group_size,
-            symmetric=options.symmetric,
-            lm_head_dtype=context.head_dtype,
-            tags=() if options.symmetric else ("asym",),
-        ),
+        spec=spec,
         adapter=context.adapter,
         options=asdict(options),
         compute_dtype=context.compute_dtype,
+        notes=() if spec.activations_bits is None else check_servable_activations(spec),
     )
 
 

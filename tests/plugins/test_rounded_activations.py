@@ -8,6 +8,7 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from quantkit import AdapterPlan, PlanContext, Stage
+from quantkit.errors import UsageError
 from quantkit.methods import installed_methods
 from quantkit.modeling import ModelSource, load_base, load_source, load_tokenizer
 from quantkit.saving import save_artifact
@@ -19,6 +20,7 @@ from quantkit_registry.records import ArtifactRecord, BaseReference
 CASES = {
     "FP8 weights": ("FP8", {}, "float-quantized"),
     "FP8 weights and activations": ("FP8", {"activations_bits": 8}, "float-quantized"),
+    "RTN W8A8": ("RTN", {"weights_bits": 8, "group_size": -1, "activations_bits": 8}, "int-quantized"),
     "QuaRot W4A8": ("QuaRot", {"rounding": "rtn", "group_size": 32, "activations_bits": 8}, "pack-quantized"),
     "QuaRot W8A8": (
         "QuaRot",
@@ -26,6 +28,11 @@ CASES = {
         "int-quantized",
     ),
 }
+
+
+def test_rounded_activations_want_weights_without_zero_points():
+    with pytest.raises(UsageError, match="activations_bits is 8 and symmetric false; transformers loads weights with zero"):
+        installed_methods().plan("RTN", {"activations_bits": 8, "symmetric": False}, PlanContext(stage=Stage.TRAINED))
 
 
 @pytest.mark.parametrize("case", CASES)
