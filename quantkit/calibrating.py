@@ -105,6 +105,16 @@ def read_training_texts(
     Raises:
         UsageError: the rows are not there any more, or are others than those it was trained on.
     """
+    data = read_training_rows(run, fingerprint, tokenizer, flag="--calib")
+    return split_texts(data, settings, source=f"training rows of {data.report.source}", calibrates=calibrates)
+
+
+def read_training_rows(run: Mapping[str, Any], fingerprint: str | None, tokenizer: Any, *, flag: str) -> "PreparedData":
+    """Return the rows that a model was trained on, and its evaluation rows; `flag` is the one that names others.
+
+    Raises:
+        UsageError: they are not there any more, or are others than those it was trained on.
+    """
     from quantkit.data import prepare_data
     from quantkit.skeleton import read_stop_tokens
 
@@ -120,10 +130,10 @@ def read_training_texts(
     )
     if fingerprint is not None and data.fingerprint != fingerprint:
         raise UsageError(
-            f"--calib sft: the rows of {run['dataset_name']} are not those the model was trained on"
-            f" ({data.fingerprint[:12]}… here, {fingerprint[:12]}… recorded); name a file with --calib FILE"
+            f"the rows of {run['dataset_name']} are not those the model was trained on"
+            f" ({data.fingerprint[:12]}… here, {fingerprint[:12]}… recorded); name a file with {flag} FILE"
         )
-    return split_texts(data, settings, source=f"training rows of {data.report.source}", calibrates=calibrates)
+    return data
 
 
 def split_texts(data: "PreparedData", settings: CalibrationSettings, *, source: str, calibrates: bool = True) -> Texts:

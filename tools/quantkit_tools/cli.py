@@ -9,6 +9,7 @@ from quantkit.errors import QuantkitError, did_you_mean
 VERBS = {
     "train": "fine-tune, merge, save: the whole run from flags or a file",
     "quantize": "make a finished model small, judged against its source",
+    "merge": "fold a kept adapter into its base, and say what that cost",
     "evaluate": "detect, load and score artifacts",
     "methods": "list quantization methods and whether they work here",
     "registry": "ls, show, verify, lineage, detect: what is in these folders",

@@ -48,9 +48,12 @@ def open_path(
     device: str,
     method: str | None = None,
     base: str | None = None,
+    force_base: str | None = None,
     trust_remote_code: bool = False,
 ) -> Opened:
     """Detect what a path is and decide how it is loaded, before weights are read (and torch, if that can be avoided).
+
+    `force_base` is the fingerprint of a base that an adapter may be loaded on although its record names another.
 
     Raises:
         UsageError: nothing that can be loaded is there, or its recipe is not known and was not named.
@@ -63,7 +66,9 @@ def open_path(
     if content is not None:
         verify_manifest(folder)
     if found.kind == "adapter":
-        found, applied, recipe = _open_adapter(found, methods, device, explicit, base, trust_remote_code=trust_remote_code)
+        found, applied, recipe = _open_adapter(
+            found, methods, device, explicit, base, force_base=force_base, trust_remote_code=trust_remote_code
+        )
     elif base is not None:
         raise UsageError(f"{path}: is a whole model; --base names the base of an adapter")
     else:
@@ -92,7 +97,14 @@ def open_path(
 
 
 def _open_adapter(
-    found: Detection, methods: Methods, device: str, explicit: str | None, base: str | None, *, trust_remote_code: bool
+    found: Detection,
+    methods: Methods,
+    device: str,
+    explicit: str | None,
+    base: str | None,
+    *,
+    force_base: str | None,
+    trust_remote_code: bool,
 ) -> tuple[Detection, QuantizationPlan | None, list[str]]:
     """Return the detection with its base, the recipe the base is loaded by, and what else the numbers belong to."""
     if base is not None:
@@ -104,13 +116,9 @@ def _open_adapter(
         found = replace(found, base=str(fetched), revision=None)
     recorded = found.record.base.fingerprint if found.record else None
     here = fingerprint_base(str(found.base))
-    if recorded is not None and here != recorded:
-        raise VerificationError(
-            f"{found.path}: was trained on another base than {found.base}: {here[:19]}… here, {recorded[:19]}… recorded;"
-            " --base names the right one"
-        )
+    forced = require_base(found.path, str(found.base), here=here, recorded=recorded, force_base=force_base)
     if found.plan is not None:
-        return found, found.plan, []
+        return found, found.plan, [here] if forced else []
     if found.spec is not None and base is None:
         return found, None, [here]
     under = detect(str(found.base), claims=methods.claims())
@@ -123,6 +131,25 @@ def _open_adapter(
         )
     plan = _recipe(under, methods, device, explicit)
     return found, plan, [here, json.dumps(plan.to_dict(), sort_keys=True)]
+
+
+def require_base(path: str, base: str, *, here: str, recorded: str | None, force_base: str | None = None) -> bool:
+    """Compare a base's fingerprint with the recorded one; return whether another was taken because it was typed in full.
+
+    Raises:
+        VerificationError: they differ, and `force_base` is not the fingerprint that is here.
+    """
+    if recorded is None or here == recorded:
+        if force_base not in (None, here):
+            raise VerificationError(f"--force-base is {force_base}, but {base} has the fingerprint {here}")
+        return False
+    if force_base == here:
+        return True
+    typed = f"; --force-base was {force_base[:19]}…, which is not its fingerprint" if force_base else ""
+    raise VerificationError(
+        f"{path}: was trained on another base than {base}: {here} here, {recorded} recorded{typed}; name the right one"
+        " (--base, when merging --into)"
+    )
 
 
 def _recipe(dense: Detection, methods: Methods, device: str, method: str) -> QuantizationPlan:
