@@ -47,7 +47,8 @@ def render_card(record: Mapping[str, Any]) -> str:
     if (record.get("memory") or {}).get("stages"):
         sections.append("## Memory, measured\n\n" + _memory_table(record["memory"]["stages"]))
     if record.get("verification"):
-        sections.append("## Checked before saving\n\n" + _table("check", "result", _flat(record["verification"])))
+        checked = [(name, _without_path(name, value)) for name, value in _flat(record["verification"])]
+        sections.append("## Checked before saving\n\n" + _table("check", "result", checked))
     if said := caveats(record):
         sections.append("## Limits\n\n" + "\n".join(f"- {line}" for line in said))
     versions = ", ".join(f"{key} {value}" for key, value in _flat(record.get("environment") or {}))
@@ -114,7 +115,14 @@ def summary(record: Mapping[str, Any]) -> str:
         text = f"`{record['parents'][0]['name']}`, quantized to {describe(stored)} (method {recipe['method']})."
     elif merge:
         text = f"{base}, fine-tuned with a {label} adapter {trained_on}; the adapter is folded in."
-        if spec.is_quantized and not stored.is_quantized:
+        if merge["policy"] == "base":
+            text += (
+                f" **It was folded into the original weights, not into those it was trained on**: the stored weights are"
+                f" {describe(stored)} and predict something else than adapter and quantized base did; how far, is said below."
+            )
+        elif merge["policy"] == "requantized":
+            text += f" The result was quantized again, rounded with data, and is stored as {describe(stored)}."
+        elif spec.is_quantized and not stored.is_quantized:
             bits = f"{spec.weights_bits} bit"
             text += (
                 f" **The stored weights are {describe(stored)}, not {bits}**: {bits} is how the base was held while training."
@@ -157,6 +165,9 @@ def weights_table(record: Mapping[str, Any]) -> str:
 def caveats(record: Mapping[str, Any]) -> list[str]:
     """Return what a user of the artifact should know and might not expect."""
     said = [str(note) for note in record["recipe"].get("notes", ())]
+    gate = (record.get("verification") or {}).get("gate") or {}
+    if gate.get("outcome") == "failed":
+        said.append(f"**Marked**: {'; '.join(map(str, gate.get('reasons', ())))}.")
     data, base = _data(record), record["base"]
     spec = QuantizationSpec.from_dict(record["recipe"]["spec"])
     if record.get("merge") and spec.activations_bits:
@@ -254,6 +265,11 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _table(left: str, right: str, rows: Iterable[tuple[str, Any]]) -> str:
     body = [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
     return "\n".join([f"| {left} | {right} |", "|---|---|", *body])
+
+
+def _without_path(name: str, value: Any) -> Any:
+    """Return what a check says, without the folders of a file that it names."""
+    return re.sub(r"(?<![\w.])/(?:[^/\s]+/)+", "", value) if name.endswith("source") and isinstance(value, str) else value
 
 
 def _cell(value: Any) -> str:

@@ -73,40 +73,23 @@ def save_artifact(
     return record
 
 
-def save_written(
-    target: Path,
-    *,
-    write: Callable[[Path], Mapping[str, Any]],
-    size_bytes: int,
-    tokenizer: Any,
-    record: Mapping[str, Any],
-    verify: Callable[[Path], Mapping[str, Any]] | None = None,
-    overwrite: bool = False,
+def finish_written(
+    folder: Path, record: Mapping[str, Any], *, verify: Callable[[Path], Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """Make an artifact of a model that was never in memory as a whole; return the record as written.
+    """Add record and card to a folder whose model was written tensor by tensor; return the record as written.
 
-    `write` puts weights and configuration into the folder it gets and returns what it found out, for
-    `record["verification"]`; finite values are its business. `verify` is as in `save_artifact`.
+    Finite values are the writer's business; `verify` is as in `save_artifact`.
 
     Raises:
-        UsageError: the target exists, or there is not enough space.
         VerificationError: the weights as read back are not what the record says.
-        QuantkitError: writing failed; nothing is left behind.
     """
     from quantkit.card import render_card
 
-    target = Path(target)
-    refuse_existing(target, overwrite=overwrite)
-    remove_leftovers(target.parent)
-    require_space(target.parent, size_bytes + SPARE_BYTES)
     record = dict(record)
-    with _one_line(target), new_folder(target, overwrite=overwrite) as folder:
-        found = dict(write(folder))
-        tokenizer.save_pretrained(folder)
-        found |= check_written(folder, None, record)
-        record["verification"] = {**record.get("verification", {}), **found, **(dict(verify(folder)) if verify else {})}
-        write_json(folder / METADATA, record)
-        write_text(folder / CARD, render_card(record))
+    found = check_written(folder, None, record)
+    record["verification"] = {**record.get("verification", {}), **found, **(dict(verify(folder)) if verify else {})}
+    write_json(folder / METADATA, record)
+    write_text(folder / CARD, render_card(record))
     return record
 
 

@@ -22,7 +22,7 @@ def run(config: MergeConfig, *, dry_run: bool = False, json: bool = False) -> in
         QuantkitError: what is wrong with adapter, base, settings or result; nothing half-written is left.
     """
     from quantkit.modeling import load_tokenizer
-    from quantkit_tools.merge_making import make_merged
+    from quantkit_tools.merge_making import Merging, make_merged
     from quantkit_tools.merge_planning import announce, existing_merge, plan_merge
     from quantkit_tools.merge_texts import texts_of
     from quantkit_tools.quantizing import report_gate
@@ -41,7 +41,8 @@ def run(config: MergeConfig, *, dry_run: bool = False, json: bool = False) -> in
     else:
         tokenizer = load_tokenizer(job.opened.tokenizer, trust_remote_code=config.trust_remote_code)
         rows, calibration = texts_of(job, tokenizer)
-        written = make_merged(job, rows, calibration, tokenizer, methods)
+        merging = Merging(job=job, rows=rows, calibration=calibration, methods=methods)
+        written = make_merged(merging, tokenizer)
     console.say(f"artifact: {job.target}", style="bold")
     code = report_gate(written)
     console.say(f"next: quantkit evaluate {job.target}")

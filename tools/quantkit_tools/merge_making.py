@@ -1,152 +1,172 @@
 """Which steps turn an adapter and its base into a merged artifact?
 
-Observe the adapter on its base, let go of it, fold, write, load what was written, compare, commit. The two models are never in
-memory together, and the report is made of what was written, so no step after it can change what it says.
+Fold tensor by tensor into a temporary folder; observe the adapter on its base, let go of it; load what was written, compare,
+commit. What cannot be merged is refused before any model is loaded, the two models are never in memory together, and the report
+is made of what was written, so no step after it can change what it says.
 """
 
 import gc
 import shutil
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit import console
 from quantkit.calibration import Calibration, QuantizationWork
 from quantkit.environment import describe_environment
 from quantkit.memory import MemoryLog, free_bytes
-from quantkit.merging.report import Reference, ReportRows, observe_reference
+from quantkit.merging.report import ReportRows, observe_reference
 from quantkit.methods import Methods
-from quantkit.spec import DENSE_BITS
+from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.records import ArtifactRecord, MergeRecord
 from quantkit_tools.merge_check import MergeCheck, check_merged
 from quantkit_tools.merge_planning import MergeJob
+
+if TYPE_CHECKING:
+    from quantkit.merging.stream import Merged
 
 ROOM = 2.5
 """Free memory wanted to compare models, as a multiple of the base's files: in float32 16-bit weights are twice as large."""
 
 
-def make_merged(
-    job: MergeJob, rows: ReportRows, calibration: Calibration | None, tokenizer: Any, methods: Methods
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merging:
+    """A job with all that it needs: the rows it is judged on, the text weights are rounded on, the log of its stages."""
+
+    job: MergeJob
+    rows: ReportRows
+    calibration: Calibration | None
+    methods: Methods
+    memory: MemoryLog = field(default_factory=MemoryLog)
+
+
+def make_merged(merging: Merging, tokenizer: Any) -> dict[str, Any]:
     """Merge, compare, save; return the record as written.
 
     Raises:
         UsageError: the adapter cannot be folded in, or the target exists.
         VerificationError: adapter and base do not fit, or the result predicts something else than it must.
     """
-    memory = MemoryLog()
-    reference: Reference | None = None
+    if merging.job.policy == "requantized":
+        return _requantized(merging, tokenizer)
+    return _streamed(merging)
+
+
+def compare(merging: Merging, folder: Path) -> dict[str, Any]:
+    """Return report and verdict on a written folder, for its record; the adapter on its base is observed first.
+
+    Raises:
+        VerificationError: a model folded into the base of its own adapter predicts something else.
+    """
+    from quantkit.modeling import load_source
+
+    job, methods = merging.job, merging.methods
     if said := _too_little_memory(job):
         console.warn(f"fidelity of the merge {said}")
-    else:
-        with memory.stage("observe adapter"):
-            reference = _observe(job, rows, methods)
-        gc.collect()
-
-    def verify(folder: Path) -> dict[str, Any]:
-        if reference is None:
-            return {"fidelity": said, "gate": {"outcome": "not judged", "reasons": [said]}}
-        check = MergeCheck(
-            policy=job.policy,
-            recipe=job.recipe,
-            stored=job.stored,
-            reference=reference,
-            rows=rows,
-            device=job.device,
-            max_lost_gain=job.max_lost_gain,
-            trust_remote_code=job.config.trust_remote_code,
-        )
-        with memory.stage("compare"):
-            found, _ = check_merged(folder, check, methods)
-        record["memory"].update(memory.to_dict())  # the record being written shares this mapping
-        return found
-
-    record = _record(job, calibration).to_dict()
-    if job.policy == "requantized":
-        return _requantized(job, record, calibration, tokenizer, methods, memory=memory, verify=verify)
-    from quantkit.saving import save_written
-
-    def write(folder: Path) -> dict[str, Any]:
-        with memory.stage("merge"):
-            return write_merged_weights(job, folder, methods)
-
-    return save_written(
-        job.target,
-        write=write,
-        size_bytes=job.size_bytes,
-        tokenizer=tokenizer,
-        record=record,
-        verify=verify,
-        overwrite=job.config.overwrite,
-    )
-
-
-def write_merged_weights(job: MergeJob, folder: Path, methods: Methods) -> dict[str, Any]:
-    """Write weights and configuration of the merged model; return what was found out."""
-    from quantkit.modeling import load_source
-    from quantkit.storable import make_generation_config_saveable, store_dense_as
-
-    model = load_source(_source(job), methods, device=job.device, trust_remote_code=job.config.trust_remote_code)
-    model = store_dense_as(methods.post_train_merge(job.recipe, model), job.dtype)
-    make_generation_config_saveable(model)
-    model.save_pretrained(folder)
-    return {}
-
-
-def _source(job: MergeJob) -> Any:
-    from dataclasses import replace
-
-    from quantkit.spec import QuantizationSpec
-
-    source = job.opened.source
-    if job.policy != "base":
-        return source
-    return replace(source, base=job.into, revision=job.into_revision, plan=None, spec=QuantizationSpec.dense("float32"))
-
-
-def _observe(job: MergeJob, rows: ReportRows, methods: Methods) -> Reference:
-    from quantkit.modeling import load_source
-
+        return {"fidelity": said, "gate": {"outcome": "not judged", "reasons": [said]}}
     trust = job.config.trust_remote_code
-    model = load_source(job.opened.source, methods, device=job.device, trust_remote_code=trust)
-    return observe_reference(model, rows)
+    with merging.memory.stage("observe adapter"):
+        model = load_source(job.opened.source, methods, device=job.device, trust_remote_code=trust)
+        reference = observe_reference(model, merging.rows)
+        del model
+        gc.collect()
+    check = MergeCheck(
+        policy=job.policy,
+        recipe=job.recipe,
+        stored=job.stored,
+        reference=reference,
+        rows=merging.rows,
+        device=job.device,
+        max_lost_gain=job.max_lost_gain,
+        trust_remote_code=trust,
+    )
+    with merging.memory.stage("compare"):
+        found, _ = check_merged(folder, check, methods)
+    return found
 
 
-def _requantized(
-    job: MergeJob,
-    record: dict[str, Any],
-    calibration: Calibration | None,
-    tokenizer: Any,
-    methods: Methods,
-    *,
-    memory: MemoryLog,
-    verify: Any,
-) -> dict[str, Any]:
+def _streamed(merging: Merging) -> dict[str, Any]:
+    """Fold one tensor at a time; nothing but the report ever loads a model."""
+    from quantkit.backends.bitsandbytes import quiet
+    from quantkit.merging.stream import merge_streaming
+    from quantkit.saving import finish_written
+
+    job, memory, config = merging.job, merging.memory, merging.job.config
+    written: dict[str, Any] = {}
+
+    stage = ExitStack()
+
+    def finish(folder: Path, merged: "Merged") -> None:
+        stage.close()
+        record = _record(merging).to_dict()
+        record["verification"] = {**record["verification"], "merge": merged.to_dict()}
+        written.update(finish_written(folder, record, verify=_verify(merging, record)))
+
+    quiet()
+    with stage:
+        stage.enter_context(memory.stage("merge"))
+        merge_streaming(
+            job.into,
+            job.opened.source.path,
+            job.target,
+            fingerprint=fingerprint_base(job.into, revision=job.into_revision),
+            policy="base" if job.policy == "base" else "dequantized",
+            dtype=job.dtype,
+            recipe=job.recipe,
+            recorded_base=job.recorded_base,
+            force_base=job.forced,
+            methods=merging.methods,
+            device=job.device,
+            revision=job.into_revision,
+            trust_remote_code=config.trust_remote_code,
+            overwrite=config.overwrite,
+            finish=finish,
+        )
+    return written
+
+
+def _requantized(merging: Merging, tokenizer: Any) -> dict[str, Any]:
     from quantkit.modeling import load_source
     from quantkit.saving import save_artifact
     from quantkit.storable import store_dense_as
     from quantkit_tools.merge_in_run import quantize_again
 
-    trust = job.config.trust_remote_code
+    job, memory, methods = merging.job, merging.memory, merging.methods
     with memory.stage("merge"):
+        trust = job.config.trust_remote_code
         model = load_source(job.opened.source, methods, device=job.device, trust_remote_code=trust)
         model = methods.post_train_merge(job.recipe, model)
     with memory.stage("quantize again"), console.progress("requantize: blocks", _blocks(model), unit="blocks") as bar:
         work = QuantizationWork(
             device=job.device, folder=job.work, identity=job.opened.artifact, report=lambda _: bar.advance(1)
         )
-        model = quantize_again(model, job.recipe, methods, calibration, work)
+        model = quantize_again(model, job.recipe, methods, merging.calibration, work)
+    record = _record(merging).to_dict()
     written = save_artifact(
         job.target,
         model=store_dense_as(model, job.dtype),
         tokenizer=tokenizer,
         record=record,
-        verify=verify,
+        verify=_verify(merging, record),
         overwrite=job.config.overwrite,
     )
     shutil.rmtree(job.work, ignore_errors=True)
     if job.work.parent.is_dir() and not any(job.work.parent.iterdir()):
         job.work.parent.rmdir()
     return written
+
+
+def _verify(merging: Merging, record: Mapping[str, Any]) -> Callable[[Path], dict[str, Any]]:
+    """Return what judges a written folder and then adds the stages' memory to `record`; what is written shares the mapping."""
+
+    def verify(folder: Path) -> dict[str, Any]:
+        found = compare(merging, folder)
+        record["memory"].update(merging.memory.to_dict())
+        return found
+
+    return verify
 
 
 def _blocks(model: Any) -> int:
@@ -165,9 +185,9 @@ def _too_little_memory(job: MergeJob) -> str:
     return f"not measured: loading the base needs {console.format_bytes(needed)}, {console.format_bytes(free)} are free"
 
 
-def _record(job: MergeJob, calibration: Calibration | None) -> ArtifactRecord:
-    said = job.record
-    dense = job.dtype if job.dtype in DENSE_BITS else "bfloat16"
+def _record(merging: Merging) -> ArtifactRecord:
+    job, said = merging.job, merging.job.record
+    rounded = {"requantized_on": merging.calibration.to_dict()} if merging.calibration else {}
     return ArtifactRecord(
         name=job.name,
         kind="model",
@@ -175,10 +195,10 @@ def _record(job: MergeJob, calibration: Calibration | None) -> ArtifactRecord:
         recipe=job.recipe,
         base=job.base,
         adapter=said.adapter,
-        merge=MergeRecord(policy=job.policy, dtype=dense),
+        merge=MergeRecord(policy=job.policy, dtype=job.dtype),
         parents=job.parents,
         training=said.training,
-        data={**said.data, **({"requantized_on": calibration.to_dict()} if calibration else {})},
+        data={**said.data, **rounded},
         environment=describe_environment(job.device),
         verification={"forced_base": job.forced} if job.forced else {},
     )

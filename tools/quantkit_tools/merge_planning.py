@@ -36,6 +36,8 @@ class MergeJob:
     into_revision: str | None
     base: BaseReference
     """What the result's record says of its base."""
+    recorded_base: str | None
+    """The fingerprint that base must have."""
     forced: str | None
     """Fingerprint of a base that was taken although the record names another."""
     stored: QuantizationSpec
@@ -139,6 +141,7 @@ def plan_merge(config: MergeConfig, methods: Methods) -> MergeJob:
         into=into,
         into_revision=original.revision if original is not None and config.into is None else opened.source.revision,
         base=base,
+        recorded_base=record.base.fingerprint if original is None else original.fingerprint,
         forced=forced,
         stored=stored,
         dtype=dtype,
