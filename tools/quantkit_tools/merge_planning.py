@@ -129,7 +129,7 @@ def plan_merge(config: MergeConfig, methods: Methods) -> MergeJob:
         base = BaseReference(name_or_path=config.into or into, fingerprint=here)
     dtype = config.save_dtype or _own_dtype(record)
     stored = record.recipe.spec if policy == "requantized" else QuantizationSpec.dense(dtype)
-    target, name = _target(root, folder, record, policy, dtype)
+    target, name = target_of(root, folder, record, policy, dtype)
     skeleton = read_skeleton(into, trust_remote_code=config.trust_remote_code)
     sizes = Sizes.of(skeleton.model, stored, (), DENSE_BITS[dtype] // 8)
     counts = [parameter.numel() for parameter in skeleton.model.parameters()]
@@ -255,7 +255,7 @@ def _original_of(record: ArtifactRecord) -> BaseReference | None:
     return under.base if under.quantization.is_quantized else None
 
 
-def _target(root: Path, adapter: Path, record: ArtifactRecord, policy: str, dtype: str) -> tuple[Path, str]:
+def target_of(root: Path, adapter: Path, record: ArtifactRecord, policy: str, dtype: str) -> tuple[Path, str]:
     """Return folder and name of the result; where the kept adapter has the bare name, the result is told apart from it."""
     name = parse_name(record.name)
     spec = record.recipe.spec
