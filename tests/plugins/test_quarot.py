@@ -128,6 +128,8 @@ def test_settings_that_contradict_each_other_are_refused():
         QuarotOptions(damp_percent=2)
     with pytest.raises(UsageError, match="rounding rtn uses no Hessian"):
         QuarotOptions(rounding="rtn", damp_percent=0.1)
+    with pytest.raises(UsageError, match="equal_tokens is off, but rounding rtn counts no tokens"):
+        QuarotOptions(rounding="rtn", equal_tokens=False)
     with pytest.raises(UsageError, match="activations_bits is 8 and symmetric false; transformers loads weights with zero"):
         QuarotOptions(activations_bits=8, symmetric=False)
     with pytest.raises(UsageError, match="r1 and r2 are both off"):

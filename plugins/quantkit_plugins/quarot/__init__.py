@@ -43,6 +43,8 @@ class QuarotOptions:
     """Share of the Hessian's mean diagonal that is added to it; only with rounding gptq."""
     scale_search: Literal["mse", "minmax"] = "mse"
     """How a group's scale is chosen: the range of least squared error, or the whole range."""
+    equal_tokens: bool = True
+    """Let every calibration token count alike, however large it is; only with rounding gptq."""
     r1: bool = True
     """Rotate the residual stream; unties the output head from the embeddings."""
     r2: bool = True
@@ -57,6 +59,8 @@ class QuarotOptions:
             raise UsageError(f"damp_percent is {self.damp_percent}; it must be between 0 and 1")
         if self.rounding == "rtn" and self.damp_percent != QuarotOptions.damp_percent:
             raise UsageError("damp_percent is set, but rounding rtn uses no Hessian; choose rounding gptq or leave it out")
+        if self.rounding == "rtn" and not self.equal_tokens:
+            raise UsageError("equal_tokens is off, but rounding rtn counts no tokens; choose rounding gptq or leave it out")
         if self.activations_bits is not None and not self.symmetric:
             raise UsageError(
                 "activations_bits is 8 and symmetric false; transformers loads weights with zero points only by unpacking them,"
@@ -137,7 +141,7 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
         damp = options["damp_percent"]
         return {
             name: error_feedback(block.linears[name].weight.data, hessian, grid, damp_percent=damp, layer=name).weight
-            for group, hessian in zip(groups, block.hessians(groups), strict=True)
+            for group, hessian in zip(groups, block.hessians(groups, level=options["equal_tokens"]), strict=True)
             for name in group
         }
 
