@@ -74,5 +74,6 @@ def how_made(artifact: Artifact) -> str:
     if record.kind == "adapter":
         steps.append("kept as adapter")
     elif record.merge is not None:
-        steps.append(f"merged ({record.merge.policy}), stored as {record.merge.dtype}")
+        stored = record.quantization.weights_dtype if record.quantization.is_quantized else record.merge.dtype
+        steps.append(f"merged ({record.merge.policy}), stored as {stored}")
     return ", ".join(steps)

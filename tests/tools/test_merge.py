@@ -223,3 +223,51 @@ def test_a_dense_base_has_nothing_to_quantize_again(tmp_path: Path, quantkit: An
     code, _, err = quantkit("merge", kept, "--policy", "requantized")
     assert code == 2
     assert "was trained on dense weights; there is nothing to quantize again" in err
+
+
+def test_a_requantized_merge_stays_four_bit_and_keeps_the_gain(kept: Path, quantkit: Any, tmp_path: Path) -> None:
+    code, out, err = quantkit(
+        "merge", kept, "--policy", "requantized", "--dst", tmp_path, "--calib-length", 64, "--calib-min-tokens", 256, "--json"
+    )
+    assert code == 0, err
+    made = json.loads(out)
+    artifact = Path(made["artifact"])
+    assert artifact.name == BARE
+    record = read_record(artifact)
+    assert record.quantization == record.recipe.spec
+    assert made["fidelity"]["gain_kept"] > 0.8
+    assert record.data["requantized_on"]["source"].startswith("training rows of ")
+    assert "quantized again" in (artifact / "README.md").read_text()
+    assert quantkit("registry", "verify", artifact, "--root", tmp_path)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "tag"), [("base", "_mergedbasebf16"), ("requantized", "")], ids=["into the original", "quantized again"]
+)
+def test_a_run_merges_by_its_policy(policy: str, tag: str, settings: list[object], held_out: Path, quantkit: Any) -> None:
+    flags = ["--quant-method", "QLORA", "--merge", policy, "--eval-dataset-name", held_out, "--calib-length", 64]
+    code, out, err = quantkit("train", *settings, *flags, "--json")
+    assert code in (0, 3), err
+    artifact = Path(json.loads(out)["artifact"])
+    assert artifact.name == f"{BARE}{tag}"
+    record = read_record(artifact)
+    assert record.merge is not None
+    assert record.merge.policy == policy
+    assert record.verification["fidelity"]["policy"] == policy
+    assert (record.verification["gate"]["outcome"] == "failed") == (code == 3)
+    assert quantkit("registry", "verify", artifact, "--root", artifact.parent)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--merge", "requantized"], "NoQuant trains on dense weights"),
+        (["--merge", "base", "--no-merge-after-train"], "but no adapter is folded in: merge_after_train is False"),
+    ],
+)
+def test_a_policy_that_cannot_be_carried_out_is_refused_before_training(
+    flags: list[str], said: str, settings: list[object], quantkit: Any
+) -> None:
+    code, _, err = quantkit("train", *settings, *flags)
+    assert code == 2
+    assert said in err

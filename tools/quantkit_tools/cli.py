@@ -12,7 +12,7 @@ VERBS = {
     "merge": "fold a kept adapter into its base, and say what that cost",
     "evaluate": "detect, load and score artifacts",
     "methods": "list quantization methods and whether they work here",
-    "registry": "ls, show, verify, lineage, detect: what is in these folders",
+    "registry": "ls, tree, show, verify, lineage, detect, adopt: what is in these folders",
     "demo": "the whole tour on a small real model, on this machine",
 }
 HELP_FLAGS = ("-h", "--help", "help")

@@ -13,6 +13,7 @@ from quantkit.console import Column, format_bytes
 from quantkit.errors import UsageError, VerificationError, did_you_mean
 from quantkit.methods import installed_methods
 from quantkit_registry.detect import Detection, detect
+from quantkit_registry.forest import forest
 from quantkit_registry.lineage import lineage
 from quantkit_registry.store import Artifact, Registry
 from quantkit_registry.verify import Check, verify
@@ -40,6 +41,7 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("ls", parents=[common], help="models and adapters under the root, ours and others', with scores")
     named = "name, path, or the first digits of its hash"
+    commands.add_parser("tree", parents=[common], help="each base with its adapters, and what was made of them")
     show = commands.add_parser("show", parents=[common], help="one artifact's record and results")
     show.add_argument("artifact", help=named)
     check = commands.add_parser("verify", parents=[common], help="check files, weights, name, base, parents; exit code 3")
@@ -79,6 +81,18 @@ def _ls(flags: Namespace, registry: Registry) -> int:
     broken = [f"{entry.name} is broken: {entry.fault}" for entry in entries if entry.fault]
     marked = [f"{entry.name} failed its gate: {reasons}" for entry in entries if (reasons := failed_gate(entry))]
     console.table(f"Artifacts under {registry.root}", columns, rows, caption="\n".join([*broken, *marked]))
+    return 0
+
+
+def _tree(flags: Namespace, registry: Registry) -> int:
+    trees = forest(registry)
+    if flags.json:
+        console.emit_json({"root": str(registry.root), "bases": [tree.to_dict() for tree in trees]})
+        return 0
+    for line in (line for tree in trees for line in tree.lines()):
+        console.say(line)
+    if not trees:
+        console.say(f"{registry.root}: no artifacts (none)")
     return 0
 
 
@@ -181,6 +195,7 @@ def _facts(item: Detection) -> dict[str, object]:
 
 COMMANDS: dict[str, Callable[[Namespace, Registry], int]] = {
     "ls": _ls,
+    "tree": _tree,
     "show": _show,
     "verify": _verify,
     "lineage": _lineage,
