@@ -17,6 +17,8 @@ from typing import Any
 
 from quantize_cases import GROUP_SIZE, OURS, Case
 
+from quantkit.errors import QuantkitError
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
@@ -43,7 +45,7 @@ def measured(case: Case, setting: Setting) -> dict[str, Any]:
     """Return the row of a case: from the file where it was measured before and may be used again, else measured now."""
     try:
         maker = _maker(case, setting)
-    except Exception as error:  # pip's refusals are results too
+    except QuantkitError as error:  # pip's refusals are results too
         return _row(case) | {"error": str(error)}
     file = setting.results / f"{_digest(case, setting, maker.identity)}.json"
     if setting.resume and file.is_file():

@@ -3,6 +3,8 @@
 200 iterations, its default, take hours on two cores; 20 are what fits beside the others. Saved in the GPTQ format.
 """
 
+from pathlib import Path
+
 import torch
 from auto_round import AutoRound
 
@@ -30,7 +32,7 @@ def main() -> None:
     )
     with meter.quantizing():
         rounder.quantize_and_save(job.out, format="auto_gptq")
-    write_answer(job, meter)
+    write_answer(job, meter, out=str(next(Path(job.out).rglob("config.json")).parent))  # it may add a folder of its own
 
 
 if __name__ == "__main__":

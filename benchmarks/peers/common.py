@@ -54,7 +54,7 @@ class Meter:
 
 
 def write_answer(job: Job, meter: Meter, **more: Any) -> None:
-    """Write what was measured; `more` may hold `bits_per_weight` where `out` holds dense weights."""
+    """Write what was measured; `more`: `bits_per_weight` where dense weights were saved, `out` where they lie."""
     Path(job.answer).write_text(json.dumps(meter.found | more))
 
 

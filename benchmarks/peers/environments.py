@@ -1,7 +1,7 @@
 """Where do the peers live? Each in a virtual environment of its own, made once by pip and named after what is in it.
 
-Their pins contradict this project's and one another's (llm-compressor wants an older transformers, GPTQModel an older
-numpy), so one environment for all would measure none of them as its authors test it.
+Their pins contradict this project's and one another's (llm-compressor wants an older transformers, GPTQModel a newer
+torch), so one environment for all would measure none of them as its authors test it.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from quantkit.errors import QuantkitError
 from quantkit.files import read_json, write_json
 
 TORCH = ("torch==2.13.0",)
-"""First and alone: the CPU build where the index offers one, so that no peer pulls a CUDA build."""
+"""First and alone: the CPU build where the index offers one, so that no peer pulls a CUDA build over it."""
 STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "llmcompressor": (TORCH, ("llmcompressor==0.14.0",)),
     "gptqmodel": (
-        (*TORCH, "setuptools", "wheel", "ninja", "packaging", "numpy"),
+        ("torch>=2.14.1", "setuptools", "wheel", "ninja", "packaging", "numpy"),
         ("transformers==5.23.0", "accelerate", "optimum", "pypcre"),
         ("--no-build-isolation", "gptqmodel==7.7.0"),
     ),
@@ -53,7 +53,7 @@ def peer_python(peer: str, cache: Path) -> tuple[Path, dict[str, str]]:
     for step in STEPS[peer]:
         _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *step], peer)
     listed = _run([str(python), "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check"], peer)
-    versions = dict(line.split("==", 1) for line in listed.splitlines() if "==" in line)
+    versions = dict(line.lower().split("==", 1) for line in listed.splitlines() if "==" in line)
     write_json(folder / READY, versions)
     return python, versions
 
