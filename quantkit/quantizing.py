@@ -6,8 +6,8 @@ layers in each method, gives each its own idea of resuming, ignoring and error r
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from quantkit.calibration import Calibration, QuantizationWork
 from quantkit.errors import UsageError
@@ -18,8 +18,16 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from quantkit.numerics.blockwise import Solver
+    from quantkit.numerics.blockwise import BlockStore, Solver
     from quantkit.numerics.grids import QuantizedWeight, ScaleSearch, UniformGrid
+
+
+class Grid(Protocol):
+    """The levels that weights are rounded to, as far as keeping them needs to know."""
+
+    def restore(self, tensors: "Mapping[str, torch.Tensor]") -> "QuantizedWeight":
+        """Return the weight that these tensors state."""
+        ...
 
 
 def uniform_grid(spec: QuantizationSpec, scale_dtype: "torch.dtype", *, search: "ScaleSearch" = "minmax") -> "UniformGrid":
@@ -53,21 +61,11 @@ def solve_blocks(
         UsageError: there is no calibration, a layer cannot be quantized, or `work.folder` belongs to another run.
         QuantkitError: a solver left a layer out, or a block's output is not finite.
     """
-    from quantkit.numerics.blockwise import BlockStore, quantize_blocks
+    from quantkit.numerics.blockwise import quantize_blocks
 
     if calibration is None:
         raise UsageError(f"{plan.method} quantizes with calibration data; none was given")
-    store = None
-    if work.folder is not None:
-        settings = {
-            "method": plan.method,
-            "options": dict(plan.options),
-            "spec": plan.spec.to_dict(),
-            "model": work.identity,
-            "calibration": calibration.fingerprint,
-            "ignore": list(work.ignore),
-        }
-        store = BlockStore(work.folder, settings, grid.restore)
+    store = _store(plan, work, grid.restore, calibration=calibration.fingerprint)
     return quantize_blocks(
         model,
         calibration.batches(rows_per_batch),
@@ -102,16 +100,66 @@ def store_in_format(plan: QuantizationPlan, model: Any, layers: "Mapping[str, Qu
     raise UsageError(f"{plan.method}: no layers can be stored in the format {plan.spec.format!r}")
 
 
-def each_block(model: Any, work: QuantizationWork) -> "Iterator[dict[str, nn.Linear]]":
-    """Yield name → linear layer of each decoder block that is to be quantized, and report the block when the caller is done.
+def solve_weights(
+    plan: QuantizationPlan,
+    model: Any,
+    work: QuantizationWork,
+    solve: "Callable[[str, nn.Linear], QuantizedWeight]",
+    *,
+    grid: "Grid",
+) -> "dict[str, QuantizedWeight]":
+    """Run `solve` on name and linear layer of every decoder block; return name → quantized weight, the model as it was.
 
-    For methods that look at weights only. A block whose layers are all ignored is passed over.
+    For methods that look at weights only. Finished blocks are kept and reported as by `solve_blocks`.
 
     Raises:
-        UsageError: a layer is of a kind that cannot be quantized, and is not ignored.
+        UsageError: a layer cannot be quantized and is not ignored, or `work.folder` belongs to another run.
     """
-    from quantkit.layers import linear_layers
     from quantkit.numerics.blockwise import BlockReport
+
+    store = _store(plan, work, grid.restore)
+    if store is not None:
+        store.open()
+    finished: dict[str, QuantizedWeight] = {}
+    blocks = list(_linears_by_block(model, work))
+    for index, (name, linears) in enumerate(blocks):
+        started = time.monotonic()
+        known = None if store is None or not linears else store.load(index)
+        if known is not None and set(known[0]) != set(linears):
+            raise UsageError(f"the stored {name} has other layers than the model; remove {work.folder}")
+        layers = {key: solve(key, layer) for key, layer in linears.items()} if known is None else known[0]
+        if store is not None and known is None and layers:
+            store.save(index, layers, {})
+        finished |= layers
+        work.report(BlockReport(name, index, len(blocks), None, time.monotonic() - started, resumed=known is not None))
+    return finished
+
+
+def _store(
+    plan: QuantizationPlan,
+    work: QuantizationWork,
+    restore: "Callable[[Mapping[str, torch.Tensor]], QuantizedWeight]",
+    *,
+    calibration: str | None = None,
+) -> "BlockStore[QuantizedWeight] | None":
+    """Return where finished blocks are kept, under everything that determines them; None where nothing is kept."""
+    from quantkit.numerics.blockwise import BlockStore
+
+    if work.folder is None:
+        return None
+    settings = {
+        "method": plan.method,
+        "options": dict(plan.options),
+        "spec": plan.spec.to_dict(),
+        "model": work.identity,
+        "calibration": calibration,
+        "ignore": list(work.ignore),
+    }
+    return BlockStore(work.folder, settings, restore)
+
+
+def _linears_by_block(model: Any, work: QuantizationWork) -> "Iterator[tuple[str, dict[str, nn.Linear]]]":
+    from quantkit.layers import linear_layers
     from quantkit.numerics.capture import find_blocks, matches
 
     list_name, modules = find_blocks(model)
@@ -121,11 +169,8 @@ def each_block(model: Any, work: QuantizationWork) -> "Iterator[dict[str, nn.Lin
     if outside:
         raise UsageError(f"{outside[0]} stands outside the decoder blocks; put it on the ignore list")
     for index in range(len(modules)):
-        started = time.monotonic()
         name = f"{list_name}.{index}"
-        if linears := {key: layer for key, layer in found.items() if key.startswith(f"{name}.")}:
-            yield linears
-        work.report(BlockReport(name, index, len(modules), None, time.monotonic() - started, resumed=False))
+        yield name, {key: layer for key, layer in found.items() if key.startswith(f"{name}.")}
 
 
 def prepare_for_training(model: Any) -> Any:

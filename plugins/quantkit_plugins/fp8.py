@@ -58,14 +58,14 @@ def build_quantization_plan(options: Fp8Options, context: PlanContext) -> Quanti
 @hookimpl
 def quantize_model(plan: QuantizationPlan, model: Any, work: QuantizationWork) -> Any:
     """Round every linear layer but the head, block by block."""
-    from quantkit.numerics.float8 import quantize_float8
-    from quantkit.quantizing import each_block, store_in_format
+    from quantkit.numerics.float8 import Float8Grid, quantize_float8
+    from quantkit.numerics.grids import QuantizedWeight
+    from quantkit.quantizing import solve_weights, store_in_format
 
-    layers = {}
-    for linears in each_block(model, work):
-        for name, linear in linears.items():
-            layers[name] = quantize_float8(linear.weight.data, model.dtype, layer=name)
-    return store_in_format(plan, model, layers)
+    def solve(name: str, linear: Any) -> QuantizedWeight:
+        return quantize_float8(linear.weight.data, model.dtype, layer=name)
+
+    return store_in_format(plan, model, solve_weights(plan, model, work, solve, grid=Float8Grid(model.dtype)))
 
 
 @hookimpl

@@ -77,15 +77,15 @@ def build_quantization_plan(options: RtnOptions, context: PlanContext) -> Quanti
 @hookimpl
 def quantize_model(plan: QuantizationPlan, model: Any, work: QuantizationWork) -> Any:
     """Round every linear layer but the head, block by block."""
-    from quantkit.numerics.grids import quantize
-    from quantkit.quantizing import each_block, store_in_format, uniform_grid
+    from quantkit.numerics.grids import QuantizedWeight, quantize
+    from quantkit.quantizing import solve_weights, store_in_format, uniform_grid
 
     grid = uniform_grid(plan.spec, model.dtype)
-    layers = {}
-    for linears in each_block(model, work):
-        for name, linear in linears.items():
-            layers[name] = quantize(linear.weight.data.to(work.device), grid, layer=name)
-    return store_in_format(plan, model, layers)
+
+    def solve(name: str, linear: Any) -> QuantizedWeight:
+        return quantize(linear.weight.data.to(work.device), grid, layer=name)
+
+    return store_in_format(plan, model, solve_weights(plan, model, work, solve, grid=grid))
 
 
 @hookimpl

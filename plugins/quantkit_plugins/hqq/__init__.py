@@ -84,16 +84,17 @@ def build_quantization_plan(options: HqqOptions, context: PlanContext) -> Quanti
 @hookimpl
 def quantize_model(plan: QuantizationPlan, model: Any, work: QuantizationWork) -> Any:
     """Fit every linear layer's grid and store the result."""
-    from quantkit.quantizing import each_block, store_in_format, uniform_grid
+    from quantkit.numerics.grids import QuantizedWeight
+    from quantkit.quantizing import solve_weights, store_in_format, uniform_grid
     from quantkit_plugins.hqq.solver import half_quadratic
 
     grid = uniform_grid(plan.spec, model.dtype)
     settings = {name: plan.options[name] for name in ("iterations", "lp_norm", "beta", "kappa")}
-    layers = {}
-    for linears in each_block(model, work):
-        for name, linear in linears.items():
-            layers[name] = half_quadratic(linear.weight.data.to(work.device), grid, layer=name, **settings)
-    return store_in_format(plan, model, layers)
+
+    def solve(name: str, linear: Any) -> QuantizedWeight:
+        return half_quadratic(linear.weight.data.to(work.device), grid, layer=name, **settings)
+
+    return store_in_format(plan, model, solve_weights(plan, model, work, solve, grid=grid))
 
 
 @hookimpl

@@ -125,7 +125,7 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
     from quantkit.numerics.error_feedback import error_feedback
     from quantkit.numerics.grids import QuantizedWeight, quantize
     from quantkit.numerics.hadamard import rotation
-    from quantkit.quantizing import each_block, solve_blocks, store_in_format, uniform_grid
+    from quantkit.quantizing import solve_blocks, solve_weights, store_in_format, uniform_grid
     from quantkit_plugins.quarot.solver import rotate_model
 
     options = plan.options
@@ -147,11 +147,11 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
 
     if options["rounding"] == "gptq":
         return store_in_format(plan, model, solve_blocks(plan, model, calibration, work, solve, grid=grid, reference=True))
-    layers = {}
-    for linears in each_block(model, work):
-        for name, linear in linears.items():
-            layers[name] = quantize(linear.weight.data, grid, layer=name)
-    return store_in_format(plan, model, layers)
+
+    def rounded(name: str, linear: Any) -> QuantizedWeight:
+        return quantize(linear.weight.data, grid, layer=name)
+
+    return store_in_format(plan, model, solve_weights(plan, model, work, rounded, grid=grid))
 
 
 @hookimpl
