@@ -1,18 +1,23 @@
 """What is in these folders, and how good is it? (`quantkit evaluate PATH…`)
 
 Each path is detected, loaded as exactly that (an adapter on the base it was trained on), measured against what was said,
-and scored. Several paths run in a process each: one that crashes costs only itself, and peak memory is its own. Results are
-filed under the hash of the content, so a folder whose files have changed does not inherit them.
+and scored. Several paths run in a process each: one that crashes costs only itself, and peak memory is its own. Adapters of one
+base and recipe share a process and the base, and are exchanged on it. Results are filed under the hash of the content, so a
+folder whose files have changed does not inherit them.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from quantkit import console
-from quantkit.errors import QuantkitError, UsageError
+from quantkit.errors import UsageError
 from quantkit.evaluation.results import ArtifactResult
+
+if TYPE_CHECKING:
+    from quantkit.memory import MemoryLog
+    from quantkit_tools.opening import Opened
 
 SCHEMA_VERSION = 1
 
@@ -59,7 +64,12 @@ def main(arguments: list[str]) -> int:
         raise UsageError("no path was given; quantkit evaluate FOLDER… names what to evaluate")
     if flags.json:
         console.use_stderr()
-    done, failed = ([evaluate_path(flags, flags.paths[0])], []) if len(flags.paths) == 1 else evaluate_each(flags)
+    if len(flags.paths) == 1:
+        done, failed = [evaluate_path(flags, flags.paths[0])], list[dict[str, Any]]()
+    else:
+        from quantkit_tools.evaluate_groups import evaluate_each
+
+        done, failed = evaluate_each(flags)
     show(done)
     for failure in failed:
         console.warn(f"{failure['path']} was not evaluated: {failure['error']}")
@@ -75,21 +85,46 @@ def evaluate_path(flags: Flags, path: str) -> ArtifactResult:
     Raises:
         QuantkitError: the first step that failed says why; nothing is filed then.
     """
-    from quantkit.evaluation.run import evaluate_model
-    from quantkit.evaluation.sources import read_tasks
     from quantkit.memory import MemoryLog
     from quantkit.methods import installed_methods
-    from quantkit.modeling import load_source, load_tokenizer, resolve_device
+    from quantkit.modeling import load_source, resolve_device
+
+    opened, memory = open_named(flags, path), MemoryLog()
+    with memory.stage("load"):
+        model = load_source(
+            opened.source, installed_methods(), device=resolve_device(flags.device), trust_remote_code=flags.trust_remote_code
+        )
+    return score(flags, path, opened, model, memory)
+
+
+def open_named(flags: Flags, path: str) -> "Opened":
+    """Detect one path and say what it is."""
+    from quantkit.methods import installed_methods
     from quantkit_registry.store import Registry
     from quantkit_tools.opening import open_path
 
-    methods, registry = installed_methods(), Registry(flags.registry)
-    trust = flags.trust_remote_code
     opened = open_path(
-        path, methods, registry=registry, device=flags.device, method=flags.method, base=flags.base, trust_remote_code=trust
+        path,
+        installed_methods(),
+        registry=Registry(flags.registry),
+        device=flags.device,
+        method=flags.method,
+        base=flags.base,
+        trust_remote_code=flags.trust_remote_code,
     )
-    evidence = [f"{source}: {statement}" for source, statement in opened.detection.evidence]
-    console.say(f"{opened.name}: {opened.detection.kind}, {opened.source.spec.method} ({evidence[0]})")
+    source, statement = opened.detection.evidence[0]
+    console.say(f"{opened.name}: {opened.detection.kind}, {opened.source.spec.method} ({source}: {statement})")
+    return opened
+
+
+def score(flags: Flags, path: str, opened: "Opened", model: Any, memory: "MemoryLog") -> ArtifactResult:
+    """Score a loaded model and file its results under the hash of its content."""
+    from quantkit.evaluation.run import evaluate_model
+    from quantkit.evaluation.sources import read_tasks
+    from quantkit.modeling import load_tokenizer
+    from quantkit_registry.store import Registry
+
+    registry = Registry(flags.registry)
     tasks = read_tasks(
         [item for item in (flags.data or "").split(",") if item],
         kind=flags.task,
@@ -97,13 +132,9 @@ def evaluate_path(flags: Flags, path: str) -> ArtifactResult:
         seed=flags.seed,
         system_prompt=opened.system_prompt if flags.system_prompt is None else flags.system_prompt,
     )
-    device, memory = resolve_device(flags.device), MemoryLog()
-    tokenizer = load_tokenizer(opened.tokenizer, trust_remote_code=trust)
-    with memory.stage("load"):
-        model = load_source(opened.source, methods, device=device, trust_remote_code=trust)
     results = evaluate_model(
         model,
-        tokenizer,
+        load_tokenizer(opened.tokenizer, trust_remote_code=flags.trust_remote_code),
         tasks,
         batch_size=flags.batch_size,
         max_new_tokens=flags.max_new_tokens,
@@ -116,7 +147,7 @@ def evaluate_path(flags: Flags, path: str) -> ArtifactResult:
         artifact=opened.artifact,
         kind=opened.detection.kind,
         quantization=opened.source.spec.to_dict(),
-        evidence=evidence,
+        evidence=[f"{source}: {statement}" for source, statement in opened.detection.evidence],
         memory=memory.to_dict(),
         results=results,
     )
@@ -129,29 +160,6 @@ def evaluate_path(flags: Flags, path: str) -> ArtifactResult:
         ) from None
     console.say(f"results are kept in {files[0].parent}")
     return whole
-
-
-def evaluate_each(flags: Flags) -> tuple[list[ArtifactResult], list[dict[str, Any]]]:
-    """Evaluate every path in a fresh process of its own; return what was measured and what failed, with exit codes."""
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
-
-    done: list[ArtifactResult] = []
-    failed: list[dict[str, Any]] = []
-    for path in flags.paths:
-        start = console.use_stderr if flags.json else None
-        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), initializer=start) as pool:
-            try:
-                done.append(pool.submit(evaluate_path, flags, path).result())
-            except QuantkitError as error:
-                failed.append({"path": path, "error": str(error), "exit_code": error.exit_code})
-            except BrokenProcessPool:
-                text = "its process ended without a result (killed, or out of memory)"
-                failed.append({"path": path, "error": text, "exit_code": 1})
-            except Exception as error:  # one path's failure must not take the others with it
-                failed.append({"path": path, "error": f"{type(error).__name__}: {error}", "exit_code": 1})
-    return done, failed
 
 
 def show(artifacts: list[ArtifactResult]) -> None:

@@ -14,6 +14,7 @@ from quantkit.errors import UsageError
 from quantkit.methods import Methods, require_usable
 from quantkit.plan import PlanContext, QuantizationPlan
 from quantkit.spec import DENSE_BITS, QuantizationSpec
+from quantkit.starts import check_start
 from quantkit_registry.names import ArtifactName, format_name
 from quantkit_registry.records import Parent
 
@@ -109,7 +110,7 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
     require_usable(methods, [config.quant_method], device.partition(":")[0])
     skeleton = read_skeleton(config.model_name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code)
     if config.dataset_name is None and config.peft_config != "NoPeft":
-        config = config.with_changes(peft_config="NoPeft", use_rslora=False)
+        config = config.with_changes(peft_config="NoPeft", use_rslora=False, init_lora_weights="default")
     trains = config.dataset_name is not None
     merges = trains and config.merge_after_train and config.peft_config != "NoPeft"
     keeps_adapter = trains and not merges and config.peft_config != "NoPeft"
@@ -136,6 +137,13 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
         raise UsageError(
             f"merge is {config.merge!r}, but no adapter is folded in: merge_after_train is {config.merge_after_train} and"
             f" peft_config {config.peft_config}"
+        )
+    if trains:
+        check_start(
+            plan.adapter,
+            quantized=plan.spec.is_quantized,
+            keeps_base=keeps_adapter or config.merge == "base",
+            original=skeleton.config.to_dict().get("quantization_config") is None,
         )
     requantizes = merges and config.merge == "requantized"
     if requantizes and not plan.spec.is_quantized:
@@ -221,4 +229,5 @@ def _adapter_text(run: RunPlan) -> str:
     if adapter.kind == "NoPeft":
         return "none: all weights are trained" if run.config.dataset_name else "none"
     scale = "" if adapter.kind == "VeRa" else f", alpha {adapter.lora_alpha:g}"
-    return f"{adapter.label}{scale} on {', '.join(adapter.target_modules)}"
+    start = "" if adapter.init_lora_weights == "default" else f", started by {adapter.init_lora_weights}"
+    return f"{adapter.label}{scale} on {', '.join(adapter.target_modules)}{start}"

@@ -78,7 +78,14 @@ def load_trainable(run: RunPlan, methods: Methods) -> Any:
     )
     if config.dataset_name is None:
         return model
-    return attach_adapter(methods.prepare_model(run.plan, model), run.plan.adapter, config.seed)
+    model = attach_adapter(methods.prepare_model(run.plan, model), run.plan.adapter, config.seed)
+    if run.plan.adapter.init_lora_weights == "loftq":
+        from quantkit.starts import start_from_residual
+
+        start_from_residual(
+            model, config.model_name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    return model
 
 
 def train(run: RunPlan, model: Any, data: "PreparedData", tokenizer: Any) -> "TrainingResult":
