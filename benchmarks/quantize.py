@@ -1,7 +1,7 @@
 """How good, how small, how fast is every quantization method here, and what do the libraries people know give instead?
 
     python benchmarks/quantize.py [--quick] [--json FILE] [--model DIR] [--data FILE …] [--methods NAME …] [--bits 8 4 3 2]
-                                  [--peers llmcompressor gptqmodel hqq autoround | none] [--resume]
+                                  [--peers llmcompressor gptqmodel hqq autoround | none] [--resume] [--jobs N]
 
 Every method at every width, group size 64, on SmolLM2-135M-Instruct: the same calibration and held-out tokens for all, each
 case in processes of its own, what was saved measured again through plain transformers. Peers live in environments that are
@@ -21,7 +21,7 @@ from goals import add_flags, finish, signed
 from models import model_folder
 from quantize_cases import GROUP_SIZE, PEERS, QUICK, WIDTHS, own_cases, peer_cases
 from quantize_judge import closed_gap, compare, judge, summary
-from quantize_run import Setting, dense_row, measured
+from quantize_run import Setting, dense_row, measure_all
 from quantize_texts import LENGTH, write_texts
 
 GRID_NOTE = (
@@ -59,15 +59,15 @@ def main() -> int:
             results=arguments.results or default_cache() / "benchmarks" / "quantize",
             resume=arguments.resume,
             limit_s=arguments.limit,
+            jobs=arguments.jobs,
         )
         rows.append(dense_row(setting))
         rows[0] |= {"name": "16 bit", **summary(rows[0]["rows"])}
         say(f"16 bit: perplexity {rows[0]['perplexity']:.3f}")
-        for number, case in enumerate(cases, start=1):
-            row = measured(case, setting)
+        for number, row in enumerate(measure_all(cases, setting), start=1):
             rows.append(row | (summary(row["rows"]) if row["error"] is None else {}))
             said_of = row["error"] or f"perplexity {rows[-1]['perplexity']:.3f}, {row['cpu_s']:.1f} s"
-            say(f"{number}/{len(cases)} {case.name}: {said_of}{', measured before' if 'from_file' in row else ''}")
+            say(f"{number}/{len(cases)} {row['name']}: {said_of}{', measured before' if 'from_file' in row else ''}")
     good = {row["name"]: row for row in rows if row["error"] is None}
     goals, missing = judge(good)
     comparisons = compare(good)
@@ -111,6 +111,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peer-envs", type=Path, metavar="DIR", help="their environments (default: the user's cache folder)")
     parser.add_argument("--results", type=Path, metavar="DIR", help="measured cases (default: the user's cache folder)")
     parser.add_argument("--resume", action="store_true", help="use cases measured before with the same code, model and text")
+    parser.add_argument("--jobs", type=int, default=1, help="cases at a time; their seconds are those of a busier machine")
     parser.add_argument("--limit", type=int, default=5400, metavar="S", help="give a process up after so long (default 5400)")
     return parser.parse_args()
 

@@ -8,17 +8,24 @@ largest peak of memory for every case after it.
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from quantize_cases import GROUP_SIZE, OURS, Case
 
 from quantkit.errors import QuantkitError
+from quantkit.files import write_json
 
+LOCK = Lock()
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
@@ -39,28 +46,35 @@ class Setting:
     resume: bool
     limit_s: int
     """Seconds after which a process is given up."""
+    jobs: int = 1
+    """Cases at a time; each gets its share of the cores."""
+
+
+def measure_all(cases: Sequence[Case], setting: Setting) -> Iterator[dict[str, Any]]:
+    """Yield the row of each case, in their order."""
+    with ThreadPoolExecutor(setting.jobs) as pool:
+        yield from pool.map(lambda case: measured(case, setting), cases)
 
 
 def measured(case: Case, setting: Setting) -> dict[str, Any]:
     """Return the row of a case: from the file where it was measured before and may be used again, else measured now."""
     try:
-        maker = _maker(case, setting)
+        with LOCK:  # an environment is made once
+            maker = _maker(case, setting)
     except QuantkitError as error:  # pip's refusals are results too
         return _row(case) | {"error": str(error)}
     file = setting.results / f"{_digest(case, setting, maker.identity)}.json"
     if setting.resume and file.is_file():
         return dict(json.loads(file.read_text())) | {"from_file": True}
-    folder = setting.scratch / "case"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(dir=setting.scratch))
     row = _row(case) | {"version": maker.version}
     try:
         row |= _measure(case, setting, maker, folder)
     except ProcessFailed as error:
         row["error"] = str(error)
     finally:
-        subprocess.run(["rm", "-rf", str(folder)], check=True)
-    setting.results.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(row))
+        shutil.rmtree(folder, ignore_errors=True)
+    write_json(file, row)
     return row
 
 
@@ -106,7 +120,7 @@ def _measure(case: Case, setting: Setting, maker: Maker, folder: Path) -> dict[s
     else:
         job |= {"method": case.method, "weights_bits": case.weights_bits, "group_size": GROUP_SIZE}
         job |= {"rows": text["calibration"]}
-    made = _process(maker.command, job, folder / "make_job.json", setting.limit_s)
+    made = _process(maker.command, job, folder / "make_job.json", setting)
     found = _evaluate(setting, folder, made.pop("out", str(out)))
     if "bits_per_weight" in made:
         found |= {"size_bytes": None, "loader": "dense weights on its grid"}
@@ -125,7 +139,7 @@ def _evaluate(setting: Setting, folder: Path, weights: str) -> dict[str, Any]:
         "answer": str(folder / "measured.json"),
     }
     command = [sys.executable, str(HERE / "quantize_measure.py")]
-    return _process(command, job, folder / "measure_job.json", setting.limit_s)
+    return _process(command, job, folder / "measure_job.json", setting)
 
 
 def _drift(rows: list[dict[str, float]], recorded: dict[str, Any]) -> float:
@@ -139,15 +153,17 @@ def _drift(rows: list[dict[str, float]], recorded: dict[str, Any]) -> float:
     return abs(found - log(recorded["perplexity"]))
 
 
-def _process(command: list[str], job: dict[str, Any], file: Path, limit_s: int) -> dict[str, Any]:
+def _process(command: list[str], job: dict[str, Any], file: Path, setting: Setting) -> dict[str, Any]:
     file.write_text(json.dumps(job))
+    cores = max(1, (os.cpu_count() or 1) // setting.jobs)
     environment = {
+        "OMP_NUM_THREADS": str(cores),
         **os.environ,
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": str(HERE),
-        "GPTQMODEL_CPU_WORKERS": str(os.cpu_count()),  # its own count gives each core several, which then wait for one another
+        "GPTQMODEL_CPU_WORKERS": str(cores),  # its own count gives each core several, which then wait for one another
     }
     try:
         done = subprocess.run(
@@ -155,12 +171,12 @@ def _process(command: list[str], job: dict[str, Any], file: Path, limit_s: int) 
             check=False,
             capture_output=True,
             text=True,
-            timeout=limit_s,
+            timeout=setting.limit_s,
             cwd=HERE,
             env=environment,
         )
     except subprocess.TimeoutExpired:
-        raise ProcessFailed(f"given up after {limit_s} s") from None
+        raise ProcessFailed(f"given up after {setting.limit_s} s") from None
     answer = Path(job["answer"])
     if done.returncode or not answer.is_file():
         lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,10 @@ def test_a_process_that_fails_is_a_row_with_its_last_line(setting: Setting, monk
     assert measured(Case("hqq", "HQQ", 4), setting)["from_file"]
 
 
-def test_a_process_that_takes_too_long_is_given_up(tmp_path: Path):
+def test_a_process_that_takes_too_long_is_given_up(setting: Setting, tmp_path: Path):
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
     with pytest.raises(ProcessFailed, match="given up after 1 s"):
-        quantize_run._process(command, {"answer": "none"}, tmp_path / "job.json", 1)
+        quantize_run._process(command, {"answer": "none"}, tmp_path / "job.json", replace(setting, limit_s=1))
 
 
 def test_a_peer_that_pip_refuses_is_a_row(setting: Setting, monkeypatch: pytest.MonkeyPatch):
