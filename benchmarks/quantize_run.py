@@ -172,7 +172,7 @@ def _process(command: list[str], job: dict[str, Any], file: Path, setting: Setti
             capture_output=True,
             text=True,
             timeout=setting.limit_s,
-            cwd=HERE,
+            cwd=file.parent,  # some write logs where they stand
             env=environment,
         )
     except subprocess.TimeoutExpired:
