@@ -71,7 +71,8 @@ def attach_adapter(model: Any, adapter: AdapterPlan, seed: int) -> Any:
     """Wrap the model with fresh float32 adapters and return the `PeftModel`; the same seed gives the same adapters.
 
     NoPeft returns the model itself with all weights trainable. VeRA's frozen projections are drawn from `seed` and saved
-    with the adapter: regenerating them depends on the random generator of another torch version or machine.
+    with the adapter: regenerating them depends on the random generator of another torch version or machine. PiSSA changes the
+    base's weights; LoftQ's start is set afterwards (`quantkit.starts`).
 
     Raises:
         UsageError: a target or an entry of `modules_to_save` does not exist.
@@ -107,6 +108,7 @@ def attach_adapter(model: Any, adapter: AdapterPlan, seed: int) -> Any:
             lora_dropout=adapter.lora_dropout,
             use_dora=adapter.kind == "DoRa",
             use_rslora=adapter.use_rslora,
+            init_lora_weights="pissa" if adapter.init_lora_weights == "pissa" else True,
         )
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT asks by the old name

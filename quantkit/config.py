@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from quantkit.errors import UsageError
 from quantkit.options import check_value
-from quantkit.plan import PEFT_KINDS, AdapterPlan, PeftKind
+from quantkit.plan import PEFT_KINDS, AdapterPlan, AdapterStart, PeftKind
 
 DtypeName = Literal["bfloat16", "float16", "float32"]
 MergePolicy = Literal["dequantized", "base", "requantized"]
@@ -75,6 +75,9 @@ class RunConfig:
     """Probability of dropping an adapter input while training."""
     use_rslora: bool = False
     """Scale adapters by alpha/sqrt(r) instead of alpha/r (arXiv:2312.03732)."""
+    init_lora_weights: AdapterStart = "default"
+    """Where LoRA starts: default, at no change; loftq, at what quantization took from the base (arXiv:2310.08659); pissa, at
+    the largest singular values of a dense base (arXiv:2404.02948)."""
     target_modules: tuple[str, ...] = ("all-linear",)
     """Layers with adapters: all-linear, attention, attention+mlp, name endings, or full names with wildcards."""
     modules_to_save: tuple[str, ...] = ()
@@ -201,6 +204,7 @@ class RunConfig:
             target_modules=self.target_modules,
             modules_to_save=self.modules_to_save,
             use_rslora=self.use_rslora,
+            init_lora_weights=self.init_lora_weights,
         )
 
 

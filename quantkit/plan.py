@@ -16,6 +16,7 @@ from quantkit.spec import QuantizationSpec, read_fields
 PEFT_KINDS = ("NoPeft", "LoRa", "DoRa", "VeRa")
 PeftKind = Literal["NoPeft", "LoRa", "DoRa", "VeRa"]
 CalibrationNeed = Literal["none", "optional", "required"]
+AdapterStart = Literal["default", "loftq", "pissa"]
 
 
 class Stage(StrEnum):
@@ -65,6 +66,8 @@ class AdapterPlan:
     modules_to_save: tuple[str, ...] = ()
     use_rslora: bool = False
     """Scale by alpha/√r instead of alpha/r (arXiv:2312.03732)."""
+    init_lora_weights: AdapterStart = "default"
+    """Where training starts: at no change; at what quantization took from the base; at the base's largest singular values."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target_modules", tuple(self.target_modules))
@@ -77,6 +80,8 @@ class AdapterPlan:
             raise UsageError(f"adapter.lora_dropout is {self.lora_dropout}; a probability below 1 is wanted")
         if self.use_rslora and self.kind not in ("LoRa", "DoRa"):
             raise UsageError(f"use_rslora scales LoRa and DoRa; the adapter is {self.kind}")
+        if self.init_lora_weights != "default" and self.kind != "LoRa":
+            raise UsageError(f"init_lora_weights {self.init_lora_weights!r} starts LoRa adapters; the adapter is {self.kind}")
 
     @property
     def label(self) -> str:
