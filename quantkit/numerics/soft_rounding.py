@@ -26,6 +26,9 @@ STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1
 UNDECIDED = 0.01
 """How close to 0 or 1 a start may lie, so that its gradient has not vanished."""
 
+DECIDED = 10.0
+"""A V whose h(V) is exactly 1; with the sign changed, exactly 0."""
+
 
 @dataclass(frozen=True, slots=True)
 class Annealing:
@@ -75,12 +78,17 @@ def indecision_slope(share: Tensor, beta: float) -> Tensor:
 
 
 class SoftCodes:
-    """The codes of one weight while they are learnt: floor + h(V), with the levels of a start."""
+    """The codes of one weight while they are learnt: floor + h(V), with the levels of a start.
+
+    Its scales may be learnt as well: each is the start's times exp(`growth`), so that it keeps its sign.
+    """
 
     def __init__(self, start: QuantizedWeight, positions: Tensor, grid: UniformGrid) -> None:
         self.start, self.grid = start, grid
         spread = spread_columns(Levels(start.scale, start.zero_point), start.codes.shape[1])
         self.scale = spread.scale
+        self.growth = torch.zeros_like(start.scale, dtype=torch.float32)
+        """`[out, groups]`; moves only where an optimizer is given it."""
         self.floor, self.logits = split_positions(positions, grid)
         self.offset = self.floor if spread.zero_point is None else self.floor - spread.zero_point
         self._sigmoid = self._share = self.logits
@@ -91,6 +99,22 @@ class SoftCodes:
         self._sigmoid = torch.sigmoid(self.logits)
         self._share = self._sigmoid.mul(STRETCH_HIGH - STRETCH_LOW).add_(STRETCH_LOW).clamp_(0, 1)
         return (self.offset + self._share).mul_(self.scale)
+
+    @torch.no_grad()
+    def scale_backward(self, slope: Tensor) -> None:
+        """Set the gradient of `growth` from the loss's slope `[out, in]` by the weight that `weight` returned."""
+        grown = (self.offset + self._share).mul_(self.scale).mul_(slope)
+        self.growth.grad = grown.reshape(*self.growth.shape, -1).sum(-1)
+
+    @torch.no_grad()
+    def rescale(self) -> None:
+        """Let weights be made with the scales as `growth` has them now."""
+        levels = Levels(self._grown().float(), None)
+        self.scale = spread_columns(levels, self.offset.shape[1]).scale
+
+    def _grown(self) -> Tensor:
+        """Return the scales `[out, groups]` in the data type that is stored; as they were where nothing was learnt."""
+        return (self.start.scale.float() * self.growth.exp()).to(self.start.scale.dtype)
 
     @torch.no_grad()
     def backward(self, slope: Tensor, beta: float | None, reg_weight: float) -> None:
@@ -106,10 +130,15 @@ class SoftCodes:
         self.logits.grad = slope.mul_(chain).mul_(STRETCH_HIGH - STRETCH_LOW)
 
     @torch.no_grad()
+    def decide(self) -> None:
+        """Move each code to the end of its choice that is nearer, so that from here on only scales are learnt."""
+        self.logits.copy_(torch.where(rectified_sigmoid(self.logits) >= 0.5, DECIDED, -DECIDED))
+
+    @torch.no_grad()
     def hard(self) -> QuantizedWeight:
         """Return the weight with each code decided."""
         codes = self.floor + (rectified_sigmoid(self.logits) >= 0.5)
-        return self.grid.assemble(codes, Levels(self.start.scale, self.start.zero_point))
+        return self.grid.assemble(codes, Levels(self._grown(), self.start.zero_point))
 
 
 @torch.no_grad()

@@ -83,6 +83,31 @@ def test_the_gradient_of_v_is_the_one_autograd_finds(problem: tuple[torch.Tensor
     assert torch.allclose(soft.logits.grad, torch.autograd.grad(loss, logits)[0], atol=1e-5)  # type: ignore[arg-type]
 
 
+def test_the_gradient_of_the_scales_is_the_one_autograd_finds(problem: tuple[torch.Tensor, torch.Tensor]) -> None:
+    weight, _ = problem
+    grid = UniformGrid(bits=3, group_size=8, symmetric=False, scale_dtype=torch.float32)
+    soft = SoftCodes(quantize(weight, grid), 7 * torch.rand(12, 32) - 4, grid)
+    growth = soft.growth.clone().requires_grad_()
+    slope = torch.randn(12, 32)
+    share = rectified_sigmoid(soft.logits)
+    loss = ((soft.offset + share) * (soft.start.scale * growth.exp()).repeat_interleave(8, 1) * slope).sum()
+    soft.weight()
+    soft.scale_backward(slope)
+    assert torch.allclose(soft.growth.grad, torch.autograd.grad(loss, growth)[0], atol=1e-4)  # type: ignore[arg-type]
+
+
+def test_grown_scales_and_decided_codes_make_the_weight_that_is_kept(problem: tuple[torch.Tensor, torch.Tensor]) -> None:
+    weight, _ = problem
+    grid = UniformGrid(bits=3, group_size=8, scale_dtype=torch.bfloat16)
+    soft = SoftCodes(quantize(weight, grid), 7 * torch.rand(12, 32) - 4, grid)
+    soft.growth += 0.1 * torch.randn_like(soft.growth)
+    soft.rescale()
+    soft.decide()
+    kept = soft.hard()
+    assert not torch.equal(kept.scale, soft.start.scale)
+    assert torch.equal(soft.weight().bfloat16(), kept.dequantize())
+
+
 def test_a_start_rounds_to_itself(problem: tuple[torch.Tensor, torch.Tensor]) -> None:
     weight, hessian = problem
     for start in ("gptq", "nearest"):

@@ -22,7 +22,7 @@ class AdaRoundOptions:
     """Grid without zero points; false: each group has one, at a cost of as many bits as a weight."""
     start: Literal["gptq", "nearest"] = "gptq"
     """What learning starts from: error feedback (GPTQ), or the nearest levels, as in the paper."""
-    iterations: int = 200
+    iterations: int = 20
     """Steps of Adam on each layer, each over all calibration tokens; the paper takes 10000 on mini-batches."""
     learning_rate: float = 0.1
     """Step size of Adam on V."""
@@ -34,8 +34,10 @@ class AdaRoundOptions:
     """Exponent of the regulariser at the end."""
     warmup: float = 0.2
     """Share of the steps before the regulariser sets in."""
-    asymmetric_reconstruction: bool = True
-    """Aim at the layer's output in the original model; false: at what its own weights make of the quantized model's inputs."""
+    asymmetric_reconstruction: float = 0.5
+    """How far to aim from a layer's output on the quantized model's inputs (0) to that on the original's (1, as published)."""
+    equal_tokens: bool = True
+    """Let every calibration token count alike, however large it is; false: as published, where huge first tokens decide."""
     refit_scales: bool = True
     """Fit the scales to the codes, by least squares on the outputs, before and after learning; the paper holds them."""
     sweeps: int = 2
@@ -54,7 +56,7 @@ class AdaRoundOptions:
         for name in ("reg_weight", "sweeps"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 or a positive number")
-        for name in ("warmup", "damp_percent"):
+        for name in ("warmup", "damp_percent", "asymmetric_reconstruction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it is a fraction from 0 to 1")
 
@@ -117,11 +119,11 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
         damp_percent=options["damp_percent"],
         refit=options["refit_scales"],
         sweeps=options["sweeps"],
+        asymmetry=options["asymmetric_reconstruction"],
     )
-    asymmetric = options["asymmetric_reconstruction"]
 
     def solve(block: Any) -> Any:
-        return round_block(block, grid, settings, asymmetric=asymmetric)
+        return round_block(block, grid, settings, equal_tokens=options["equal_tokens"])
 
     layers = solve_blocks(plan, model, calibration, work, solve, grid=grid, reference=True)
     return store_in_format(plan, model, layers)

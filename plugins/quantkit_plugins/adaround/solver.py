@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quantkit.numerics.drift import moved_target
 from quantkit.numerics.grids import Levels, QuantizedWeight, UniformGrid
 from quantkit.numerics.soft_rounding import (
     Annealing,
@@ -39,6 +40,8 @@ class Settings:
     learning_rate: float = 0.1
     reg_weight: float = 100.0
     damp_percent: float = 0.01
+    asymmetry: float = 0.5
+    """How far to aim from Wx̃ (0) to Wx (1)."""
     refit: bool = True
     """Fit the scales to the codes, in closed form, before and after learning."""
     sweeps: int = 2
@@ -53,7 +56,11 @@ def round_layer(
     damped = hessian.float().clone()
     damping = settings.damp_percent * float(damped.diagonal().mean())
     damped.diagonal().add_(damping if damping > 0 else 1.0)
-    target = weight.float() if cross is None else moved_target(weight.float(), hessian.float(), cross, damped)
+    target = (
+        weight.float()
+        if cross is None
+        else moved_target(weight.float(), hessian.float(), cross, damped, asymmetry=settings.asymmetry)
+    )
     found = start_rounding(target, hessian, grid, settings.start, damp_percent=settings.damp_percent, layer=layer)
     if settings.refit:
         found = refit_scales(target, damped, found, grid)
@@ -63,14 +70,6 @@ def round_layer(
     for _ in range(settings.sweeps):
         found = sweep(target, damped, found, grid)
     return refit_scales(target, damped, found, grid) if settings.refit and settings.sweeps else found
-
-
-@torch.no_grad()
-def moved_target(weight: Tensor, hessian: Tensor, cross: Tensor, damped: Tensor) -> Tensor:
-    """Return T = W + W(C − H)(H + λI)⁻¹, the weight that does best on x̃ what W does on x, held to W by the damping λ."""
-    factor = torch.linalg.cholesky(damped.double())
-    gap = (weight @ (cross.float() - hessian)).double()
-    return weight + torch.cholesky_solve(gap.T, factor).T.float()
 
 
 @torch.no_grad()

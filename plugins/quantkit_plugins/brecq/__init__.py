@@ -22,13 +22,17 @@ class BrecqOptions:
     """Grid without zero points; false: each group has one, at a cost of as many bits as a weight."""
     start: Literal["gptq", "nearest"] = "gptq"
     """What learning starts from: error feedback (GPTQ), or the nearest levels, as in the paper."""
-    iterations: int = 200
+    iterations: int = 64
     """Steps of Adam on each block, each over one batch of calibration rows; the paper takes 20000."""
-    batch_size: int = 2
+    batch_size: int = 4
     """Calibration rows in a step."""
-    learning_rate: float = 0.05
+    learning_rate: float = 0.2
     """Step size of Adam on V."""
-    reg_weight: float = 30.0
+    scale_learning_rate: float = 0.02
+    """Step size of Adam on the logarithms of the scales, falling to zero; 0 holds the scales, as in the paper."""
+    settling: float = 0.25
+    """Further steps, as a share of the iterations, on the scales alone once all codes are decided."""
+    reg_weight: float = 10.0
     """Weight of the regulariser that makes codes decide; losses are scaled to the start's error, so it fits all blocks."""
     beta_start: float = 20.0
     """Exponent of the regulariser when it sets in."""
@@ -40,6 +44,8 @@ class BrecqOptions:
     """Fit the start's scales to its codes, by least squares on each layer's outputs; the paper holds them."""
     damp_percent: float = 0.01
     """Share of the Hessian's mean diagonal that is added to its diagonal."""
+    equal_tokens: bool = True
+    """Let every calibration token count alike, however large it is; false: as published, where huge first tokens decide."""
     seed: int = 42
     """Decides in which order batches are drawn."""
 
@@ -52,10 +58,10 @@ class BrecqOptions:
         for name in ("learning_rate", "beta_start", "beta_end"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be a positive number")
-        for name in ("reg_weight", "seed"):
+        for name in ("scale_learning_rate", "reg_weight", "seed"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 or a positive number")
-        for name in ("warmup", "damp_percent"):
+        for name in ("settling", "warmup", "damp_percent"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it is a fraction from 0 to 1")
 
@@ -113,9 +119,12 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
         annealing=Annealing(options["iterations"], options["beta_start"], options["beta_end"], options["warmup"]),
         start=options["start"],
         learning_rate=options["learning_rate"],
+        scale_learning_rate=options["scale_learning_rate"],
+        settling=options["settling"],
         reg_weight=options["reg_weight"],
         damp_percent=options["damp_percent"],
         refit=options["refit_scales"],
+        equal_tokens=options["equal_tokens"],
         seed=options["seed"],
     )
 

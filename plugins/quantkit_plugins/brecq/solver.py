@@ -10,12 +10,21 @@ blocks before it put out to what the original block gave on the original stream.
 leaves, and multiplied by the number of weights, so that it is about one per weight like the regulariser.
 
 The paper weighs the error by the squared gradient of the task's loss (the Fisher diagonal). That takes a backward pass
-through the whole model, which is what working by blocks is there to avoid; here all outputs count alike.
+through the whole model, which is what working by blocks is there to avoid. Here all outputs of a token count alike, and with
+`equal_tokens` all tokens do: each one's error is divided by the squared length of its target, as the norm that opens the next
+block does. In a plain mean the first token, a hundred times larger, is nearly all of the loss, and learning its exact value
+did nothing for any other token.
+
+The paper holds the scales of weights; here they are learnt beside the codes (`scale_learning_rate` 0 holds them). There are
+few of them, so what they learn holds for other text. SmolLM2, 3 bits in groups of 64, calibrated on 32 × 256 tokens, relative
+error of block 14's output on other text (its input alone brings 0.0361): GPTQ 0.0382, learnt by 64 steps on codes and scales
+0.0320, with 16 more on the scales alone and a stronger regulariser, so that fewer codes are undecided at the end, 0.0315.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import cos, pi
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +40,9 @@ from quantkit.numerics.soft_rounding import (
     start_rounding,
 )
 
+MEMORY = (0.9, 0.95)
+"""Adam's decay of means and squares: runs are so short that the usual 0.999 would remember the first gradients to the end."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -38,10 +50,15 @@ class Settings:
 
     annealing: Annealing
     start: Start = "gptq"
-    learning_rate: float = 0.05
-    reg_weight: float = 30.0
+    learning_rate: float = 0.2
+    scale_learning_rate: float = 0.02
+    """Falls to zero along a cosine."""
+    settling: float = 0.25
+    """Further steps, as a share of the others, on the scales alone once all codes are decided."""
+    reg_weight: float = 10.0
     damp_percent: float = 0.01
     refit: bool = True
+    equal_tokens: bool = True
     seed: int = 0
 
 
@@ -52,14 +69,14 @@ def reconstruct_block(block: Block, grid: UniformGrid, settings: Settings) -> di
     """
     pairs = start_block(block, grid, settings)
     started = {name: start for name, (start, _) in pairs.items()}
-    before = output_error(block)
+    before = output_error(block, level=settings.equal_tokens)
     if before == 0:
         return started
     soft = {name: SoftCodes(start, positions, grid) for name, (start, positions) in pairs.items()}
     learn_block(block, soft, before, settings)
     learnt = {name: item.hard() for name, item in soft.items()}
     put(block, learnt)
-    if output_error(block) < before:
+    if output_error(block, level=settings.equal_tokens) < before:
         return learnt
     put(block, started)
     return started
@@ -70,7 +87,7 @@ def start_block(block: Block, grid: UniformGrid, settings: Settings) -> dict[str
     """Round the layers one group after the other, each on the quantized ones before it; return name → (start, positions)."""
     pairs: dict[str, tuple[QuantizedWeight, Tensor]] = {}
     for names in block.groups():
-        hessian = block.hessians([names])[0]
+        hessian = block.hessians([names], level=settings.equal_tokens)[0]
         hessian.diagonal().add_(max(settings.damp_percent * float(hessian.diagonal().mean()), 1e-20))
         for name in names:
             target = block.linears[name].weight.detach().float()
@@ -83,28 +100,46 @@ def start_block(block: Block, grid: UniformGrid, settings: Settings) -> dict[str
 
 
 def learn_block(block: Block, soft: Mapping[str, SoftCodes], start_error: float, settings: Settings) -> None:
-    """Take the steps: one batch of calibration text each, in an order drawn from the seed."""
-    targets = block.targets or []
-    order = torch.Generator().manual_seed(settings.seed + block.index)
+    """Take the steps: one batch of calibration text each, all of them in turn, in an order drawn from the seed."""
+    targets, steps = block.targets or [], settings.annealing.steps
+    generator = torch.Generator().manual_seed(settings.seed + block.index)
     gain = sum(item.logits.numel() for item in soft.values()) / start_error
-    optimizer = torch.optim.Adam([item.logits for item in soft.values()], lr=settings.learning_rate)
-    for step in range(settings.annealing.steps):
-        batch = int(torch.randint(len(targets), (), generator=order))
+    codes = torch.optim.Adam([item.logits for item in soft.values()], lr=settings.learning_rate, betas=MEMORY, fused=True)
+    scales = torch.optim.Adam(
+        [item.growth for item in soft.values()], lr=settings.scale_learning_rate, betas=MEMORY, fused=True
+    )
+    settled = int(settings.settling * steps) if settings.scale_learning_rate else 0
+    order: list[int] = []
+    for step in range(steps + settled):
+        if step == steps:
+            for item in soft.values():
+                item.decide()
+        order = order or torch.randperm(len(targets), generator=generator).tolist()
+        batch = order.pop()
         leaves = {name: item.weight().requires_grad_() for name, item in soft.items()}
         with torch.enable_grad(), _weights(block, leaves):
-            error = _squared_error(block.run(batch, block.hidden[batch]), targets[batch], block.masks[batch])
+            output = block.run(batch, block.hidden[batch])
+            error = _squared_error(output, targets[batch], block.masks[batch], settings.equal_tokens)
             slopes = torch.autograd.grad(error * gain, list(leaves.values()))
-        for item, slope in zip(soft.values(), slopes, strict=True):
-            item.backward(slope, settings.annealing.beta(step), settings.reg_weight)
-        optimizer.step()
+        if settings.scale_learning_rate:
+            scales.param_groups[0]["lr"] = settings.scale_learning_rate * (1 + cos(pi * step / (steps + settled))) / 2
+            for item, slope in zip(soft.values(), slopes, strict=True):
+                item.scale_backward(slope)
+            scales.step()
+        if step < steps:
+            for item, slope in zip(soft.values(), slopes, strict=True):
+                item.backward(slope, settings.annealing.beta(step), settings.reg_weight)
+            codes.step()
+        for item in soft.values():
+            item.rescale()
 
 
 @torch.no_grad()
-def output_error(block: Block) -> float:
-    """Return the mean squared error of the block's output as it is, per batch."""
+def output_error(block: Block, *, level: bool = False) -> float:
+    """Return the mean squared error of the block's output as it is, per batch; `level` makes each token's error relative."""
     targets = block.targets or []
     errors = [
-        float(_squared_error(block.run(batch, hidden), targets[batch], block.masks[batch]))
+        float(_squared_error(block.run(batch, hidden), targets[batch], block.masks[batch], level))
         for batch, hidden in enumerate(block.hidden)
     ]
     return sum(errors) / len(errors)
@@ -117,8 +152,11 @@ def put(block: Block, layers: Mapping[str, QuantizedWeight]) -> None:
         block.linears[name].weight.copy_(item.dequantize())
 
 
-def _squared_error(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    error = (output.float() - target.to(output.device).float()).square().mean(-1)
+def _squared_error(output: Tensor, target: Tensor, mask: Tensor | None, level: bool) -> Tensor:
+    aim = target.to(output.device).float()
+    error = (output.float() - aim).square().mean(-1)
+    if level:
+        error = error / aim.square().mean(-1).clamp(min=1e-12)
     return error.mean() if mask is None else error[mask.to(output.device)].mean()
 
 
