@@ -4,10 +4,7 @@ The adapter's record knows what it was trained on, so by default nothing need be
 rows calibrate. Rows that judge never calibrate.
 """
 
-import json
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit import console
@@ -15,6 +12,7 @@ from quantkit.calibrating import CalibrationSettings, read_training_rows, split_
 from quantkit.calibration import Calibration
 from quantkit.errors import UsageError
 from quantkit.merging.report import ReportRows, choose_rows
+from quantkit_tools.adopt_rows import rows_of
 from quantkit_tools.merge_planning import MergeJob
 
 if TYPE_CHECKING:
@@ -37,7 +35,7 @@ def texts_of(job: MergeJob, tokenizer: Any) -> tuple[ReportRows, Calibration | N
     elif trained is not None:
         rows = choose_rows(trained, seed=config.seed)
     else:
-        rows = _held_out(_generated(job, tokenizer), config.seed)
+        rows = rows_of(job.into, job.into_revision, None, tokenizer)
     what = "held-out rows" if rows.held_out else "rows it was trained on (--data names held-out ones)"
     console.say(f"compared on: {len(rows.rows)} {what} of {rows.source}")
     if job.policy != "requantized":
@@ -88,14 +86,3 @@ def _held_out(data: "PreparedData", seed: int) -> ReportRows:
     """Return rows of a set that was named to judge on: its own evaluation rows, else all of it."""
     named = data if data.evaluation else replace(data, evaluation=data.train)
     return choose_rows(named, seed=seed, source=None if data.evaluation else data.report.source)
-
-
-def _generated(job: MergeJob, tokenizer: Any) -> "PreparedData":
-    """Return rows that need no file, for adapters whose training rows nobody recorded."""
-    from quantkit.data.arithmetic import arithmetic_data
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "arithmetic.jsonl"
-        path.write_text("".join(f"{json.dumps(row)}\n" for row in arithmetic_data(train=400).train), encoding="utf-8")
-        data = _read(job, str(path), tokenizer)
-    return replace(data, report=replace(data.report, source="generated arithmetic rows"))

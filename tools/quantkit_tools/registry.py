@@ -23,9 +23,13 @@ from quantkit_tools.listing import describe, failed_gate, scores_of
 def main(arguments: list[str]) -> int:
     """Run `quantkit registry COMMAND`."""
     word = next((text for text in arguments if not text.startswith("-")), None)
-    if word is not None and word not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        raise UsageError(f"quantkit registry has no command {word!r}.{did_you_mean(word, COMMANDS)} Known: {known}.")
+    known = (*COMMANDS, "adopt")
+    if word is not None and word not in known:
+        raise UsageError(f"quantkit registry has no command {word!r}.{did_you_mean(word, known)} Known: {', '.join(known)}.")
+    if word == "adopt":
+        from quantkit_tools import adopt
+
+        return adopt.main([text for index, text in enumerate(arguments) if index != arguments.index(word)])
     flags = build_parser().parse_args(arguments)
     if flags.json:
         console.use_stderr()
@@ -50,6 +54,7 @@ def build_parser() -> ArgumentParser:
     origin.add_argument("artifact", help=named)
     found = commands.add_parser("detect", parents=[common], help="what anything holds, and on whose word")
     found.add_argument("paths", nargs="+", help="folders, .safetensors or .gguf files, or hub ids")
+    commands.add_parser("adopt", help="take an adapter made elsewhere in, with the recipe you state (adopt --help)")
     found.add_argument("--method", help="your own choice of method: it overrules metadata, never the tensors")
     found.add_argument("--revision", help="commit, tag or branch of a hub id")
     return parser
