@@ -114,8 +114,12 @@ def quantized(subject: Subject, method: str, options: dict[str, Any]) -> tuple[A
     return unpack_model(model), time.perf_counter() - started
 
 
-def largest_change(subject: Subject) -> tuple[float, dict[str, float]]:
-    """Return max |Δlogit| of rotating without rounding, in float32, and how peaked the layers' inputs were and are."""
+def largest_change(subject: Subject) -> tuple[dict[str, float], dict[str, float]]:
+    """Return max |Δlogit| of rotating without rounding to a grid, and how peaked the layers' inputs were and are.
+
+    `float32`: weights and arithmetic. `float32_weights`: the same weights, both models computed in float64, so that only
+    what rotating did to the weights counts. `arithmetic`: how far float32 itself is from float64 on the model as it was.
+    """
     import torch
 
     from quantkit.fidelity import compare_logits, probe_logits
@@ -124,12 +128,20 @@ def largest_change(subject: Subject) -> tuple[float, dict[str, float]]:
 
     with torch.no_grad():
         model = subject.load().float()
-        before, peaks = probe_logits(model, subject.rows), {"before": peak_of_inputs(model, subject.rows[0])}
         config = model.config
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        peaks = {"before": peak_of_inputs(model, subject.rows[0])}
+        single, double = probe_logits(model, subject.rows), probe_logits(model.double(), subject.rows)
+        model.float()
         rotate_model(model, rotation(config.hidden_size, seed=0), rotation(head, seed=1))
-        change = compare_logits(before, probe_logits(model, subject.rows)).max_abs_logit_difference
-        return change, peaks | {"after": peak_of_inputs(model, subject.rows[0])}
+        peaks["after"] = peak_of_inputs(model, subject.rows[0])
+        turned = probe_logits(model, subject.rows)
+        pairs = {
+            "float32": (single, turned),
+            "float32_weights": (double, probe_logits(model.double(), subject.rows)),
+            "arithmetic": (double, single),
+        }
+        return {name: compare_logits(*pair).max_abs_logit_difference for name, pair in pairs.items()}, peaks
 
 
 def peak_of_inputs(model: Any, row: Sequence[int]) -> float:

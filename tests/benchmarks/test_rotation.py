@@ -46,7 +46,7 @@ def test_planted_outliers_change_what_layers_read_and_not_what_the_model_says(su
     (_, before), (change, after) = largest_change(subject), largest_change(planted)
     assert after["before"] > 1.5 * before["before"]
     assert after["after"] == pytest.approx(before["after"], rel=0.05)
-    assert judge({"planted": {"largest_change_by_rotation": change}})[0].holds
+    assert all(goal.holds for goal in judge({"planted": {"largest_change_by_rotation": change}}))
 
 
 def test_noise_moves_weights_by_half_a_step_at_most(subject: Subject):

@@ -32,17 +32,38 @@ def test_more_steps_never_raise_the_objective_of_a_group_and_lower_it_in_all(
         spread = best_levels(groups, grid, iterations=iterations, **SETTINGS).spread()
         losses.append(objective(groups - grid.decode(grid.encode(groups, spread), spread), 0.7))
     assert all(bool((after <= before).all()) for before, after in itertools.pairwise(losses))
-    assert float(losses[-1].sum()) < 0.98 * float(losses[0].sum())
+    assert float(losses[-1].sum()) < float(losses[0].sum())
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_the_result_beats_plain_rounding_under_its_own_norm(weight: torch.Tensor, symmetric: bool) -> None:
+@pytest.mark.parametrize("lp_norm", [0.7, 2.0])
+def test_the_result_beats_rounding_and_a_search_of_ranges_under_its_own_norm(
+    weight: torch.Tensor, symmetric: bool, lp_norm: float
+) -> None:
     grid = UniformGrid(3, 32, symmetric)
     errors = [
-        (item.dequantize().float() - weight).abs().pow(0.7).sum()
-        for item in (half_quadratic(weight, grid), quantize(weight, grid))
+        float((item.dequantize().float() - weight).abs().pow(lp_norm).sum())
+        for item in (
+            half_quadratic(weight, grid, lp_norm=lp_norm),
+            quantize(weight, grid),
+            quantize(weight, UniformGrid(3, 32, symmetric, search="mse")),
+        )
     ]
-    assert float(errors[0]) < float(errors[1])
+    assert errors[0] < min(errors[1:])
+
+
+def test_zero_points_are_fitted_as_well_as_real_ones_where_the_weights_lie_on_no_grid(weight: torch.Tensor) -> None:
+    grid = UniformGrid(3, 32, symmetric=False)
+    groups = weight.reshape(-1, 32)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    steps = 7 / (high - low)
+    offset = -low * steps
+    for _ in range(20):  # hqq's own rule: the scale stays, the zero point is the mean that least squares wants
+        codes = (groups * steps + offset).round().clamp(0, 7)
+        offset = (codes - groups * steps).mean(-1, keepdim=True)
+    theirs = ((groups * steps + offset).round().clamp(0, 7) - offset) / steps
+    ours = half_quadratic(weight, grid).dequantize().float().reshape(-1, 32)
+    assert float((ours - groups).square().sum()) < float((theirs - groups).square().sum())
 
 
 def test_cutting_into_parts_changes_nothing(weight: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +125,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
         ({"iterations": 0}, "iterations is 0; at least 1 step is needed"),
         ({"lp_norm": 0.0}, "lp_norm is 0.0; it must be above 0 and at most 2"),
         ({"beta": 0.0}, "beta is 0.0; it must be a positive number"),
+        ({"kappa": 1.1}, "kappa is set, but lp_norm 2 is plain least squares"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, float], message: str) -> None:

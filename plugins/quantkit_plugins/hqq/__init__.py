@@ -20,14 +20,14 @@ class HqqOptions:
     """Input columns that share one scale; -1: one scale per output row."""
     symmetric: bool = False
     """Grid without zero points: smaller, and served by more kernels, but less exact."""
-    iterations: int = 20
-    """Half-quadratic steps."""
-    lp_norm: float = 0.7
-    """Exponent p of the error that is minimised; below 1, large errors hardly count."""
+    iterations: int = 5
+    """Steps from the best range found."""
+    lp_norm: float = 2.0
+    """Exponent p of the error that is minimised: 2 is least squares; below 1, large errors hardly count."""
     beta: float = 10.0
-    """Weight of the splitting at the first step."""
+    """Weight of the splitting at the first step; only with lp_norm below 2."""
     kappa: float = 1.01
-    """Factor by which that weight grows at each step."""
+    """Factor by which that weight grows at each step; only with lp_norm below 2."""
 
     def __post_init__(self) -> None:
         if self.group_size != -1 and self.group_size < 1:
@@ -35,10 +35,14 @@ class HqqOptions:
         if self.iterations < 1:
             raise UsageError(f"iterations is {self.iterations}; at least 1 step is needed")
         if not 0 < self.lp_norm <= 2:
-            raise UsageError(f"lp_norm is {self.lp_norm}; it must be above 0 and at most 2 (0.7 is usual)")
+            raise UsageError(f"lp_norm is {self.lp_norm}; it must be above 0 and at most 2 (2 is least squares)")
         for name in ("beta", "kappa"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be a positive number")
+            if self.lp_norm == 2 and getattr(self, name) != getattr(HqqOptions, name):
+                raise UsageError(
+                    f"{name} is set, but lp_norm 2 is plain least squares, which splits nothing; set lp_norm below 2"
+                )
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Which grid does a weight fit best when a few outliers must not decide it, and there is no data?
+"""Which grid does a weight fit best when there is no data, and a few outliers must not decide it?
 
 HQQ (Badri & Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models", mobiusml.github.io/hqq_blog) looks
 for the grid of least Σ|W − Ŵ|^p with p < 1, which large errors hardly count in. The norm is not convex; half-quadratic
@@ -7,9 +7,16 @@ splitting alternates two steps that are solved exactly, with an error E of its o
     E ← argmin |E|^p + β/2·(E − (W − Ŵ))²    a shrinkage: sign(x)·max(|x| − (p/β)·|x|^(p−1), 0), x = W − Ŵ
     Ŵ ← argmin ‖Ŵ − (W − E)‖²               the grid, fitted to what the outliers leave of W
 
-hqq fits a real-valued zero point and holds the scale. Standard formats store integer zero points, and rounding hqq's when
-saving would give its gain away; so here the second step is a straight line through (code, W − E), which moves scale and zero
-point, the zero point is rounded, and the scale fitted again. A symmetric grid is a line through zero. Each group of each
+hqq (0.2.8) asks for p = 0.7, but with its β no error below 0.17 passes the shrinkage: on SmolLM2 3 in 100,000 do at 4 bits,
+3 in 100 at 2. What it really does is least squares, for a real-valued zero point under a fixed scale. Here p is 2 by default,
+which is the same aim, said aloud; there E is zero. The true minimum for p = 0.7 clips whole tails, and models suffer: KL 2 to
+4 times that of p = 2 on a small model trained in full precision.
+
+Standard formats store integer zero points, and rounding hqq's when saving would give its gain away. So the second step is a
+straight line through (code, W − E), which moves scale and zero point, the zero point is rounded, and the scale fitted again; a
+symmetric grid is a line through zero. It starts from the best of many ranges, not from the whole range, since iterates stay
+close to where they start: SmolLM2 at 3 bits, perplexity 2.19 times the dense one's; from the whole range with p = 0.7, 2.42.
+Each group of each
 iterate is judged by the objective itself, on stored values, and the best is kept: it never rises.
 """
 
@@ -17,8 +24,10 @@ import torch
 from torch import Tensor
 
 from quantkit.errors import UsageError
-from quantkit.numerics.grids import Levels, QuantizedWeight, UniformGrid, fit_minmax
+from quantkit.numerics.grids import Levels, QuantizedWeight, UniformGrid, better_levels, candidate_levels, fit_minmax
 
+RANGES = 16
+"""Ranges tried as starts: 1 … 0.4 of a group's own."""
 CHUNK = 1 << 17
 """Weights that are worked on at a time: what stays in a core's cache is several times faster."""
 
@@ -28,16 +37,16 @@ def half_quadratic(
     weight: Tensor,
     grid: UniformGrid,
     *,
-    lp_norm: float = 0.7,
+    lp_norm: float = 2.0,
     beta: float = 10.0,
     kappa: float = 1.01,
-    iterations: int = 20,
+    iterations: int = 5,
     layer: str = "this layer",
 ) -> QuantizedWeight:
     """Return a weight `[out, in]` on the grid that leaves the least Σ|W − Ŵ|^p found.
 
-    `beta` is the splitting's first weight and grows by `kappa` a step. Errors are shrunk in units of the group's scale: in
-    the weights' own, as hqq does it, a weight of usual size (0.01) lies below every threshold and E is always zero.
+    `beta` is the splitting's first weight and grows by `kappa` a step; at `lp_norm` 2 nothing is split. Errors are shrunk in
+    units of the group's scale: in the weights' own, as hqq does it, almost every error lies below the threshold.
 
     Raises:
         UsageError: the group size does not divide the columns, or a weight is not finite.
@@ -57,20 +66,24 @@ def half_quadratic(
 
 
 def best_levels(groups: Tensor, grid: UniformGrid, *, lp_norm: float, beta: float, kappa: float, iterations: int) -> Levels:
-    """Return the levels of least objective among the range of groups `[groups, size]` and all iterates."""
-    levels = best = fit_minmax(grid, groups)
+    """Return the levels of least objective among ranges of groups `[groups, size]` and all iterates from the best of them."""
+    best = fit_minmax(grid, groups)
     least = torch.full_like(best.scale, torch.inf, dtype=torch.float32)
-    for step in range(iterations + 1):
-        spread = levels.spread()
-        codes = grid.encode(groups, spread)
-        error = groups - grid.decode(codes, spread)
-        found = objective(error, lp_norm)
-        better = found < least
-        least, best = torch.where(better, found, least), _choose(better, levels, best)
-        if step < iterations:
-            unit = spread.scale.float().abs()
-            outliers = shrink(error / unit, beta * kappa**step, lp_norm).mul_(unit)
-            levels = fit_line(groups - outliers, codes, levels, grid)
+    for step in range(RANGES):
+        for levels in candidate_levels(grid, groups, 1 - 0.6 * step / RANGES):
+            for moved in _neighbours(levels, grid):
+                found = objective(_codes_and_errors(groups, moved, grid)[1], lp_norm)
+                best, least = better_levels(best, moved, found < least), torch.minimum(found, least)
+    levels = best
+    for step in range(iterations):
+        values = groups
+        codes, error = _codes_and_errors(groups, levels, grid)
+        if lp_norm < 2:
+            unit = levels.spread().scale.float().abs()
+            values = groups - shrink(error / unit, beta * kappa**step, lp_norm).mul_(unit)
+        levels = fit_line(values, codes, levels, grid)
+        found = objective(_codes_and_errors(groups, levels, grid)[1], lp_norm)
+        best, least = better_levels(best, levels, found < least), torch.minimum(found, least)
     return best
 
 
@@ -100,7 +113,7 @@ def fit_line(values: Tensor, codes: Tensor, levels: Levels, grid: UniformGrid) -
 
 def objective(error: Tensor, lp_norm: float) -> Tensor:
     """Return Σ|error|^p over the last axis."""
-    return power(error.abs(), lp_norm).sum(-1)
+    return error.square().sum(-1) if lp_norm == 2 else power(error.abs(), lp_norm).sum(-1)
 
 
 def power(base: Tensor, exponent: float) -> Tensor:
@@ -110,11 +123,18 @@ def power(base: Tensor, exponent: float) -> Tensor:
 
 def _storable(scale: Tensor, zero_point: Tensor | None, levels: Levels, grid: UniformGrid) -> Levels:
     rounded = scale.to(grid.scale_dtype)
-    return _choose(rounded.isfinite() & (rounded != 0), Levels(rounded, zero_point), levels)
+    return better_levels(levels, Levels(rounded, zero_point), rounded.isfinite() & (rounded != 0))
 
 
-def _choose(condition: Tensor, new: Levels, old: Levels) -> Levels:
-    zero_point = None
-    if new.zero_point is not None and old.zero_point is not None:
-        zero_point = torch.where(condition, new.zero_point, old.zero_point)
-    return Levels(torch.where(condition, new.scale, old.scale), zero_point)
+def _neighbours(levels: Levels, grid: UniformGrid) -> list[Levels]:
+    """Return levels with their zero point and with those beside it; symmetric ones alone."""
+    if levels.zero_point is None:
+        return [levels]
+    moved = [(levels.zero_point + step).clamp(grid.q_min, grid.q_max) for step in (0, -1, 1)]
+    return [Levels(levels.scale, zero_point) for zero_point in moved]
+
+
+def _codes_and_errors(groups: Tensor, levels: Levels, grid: UniformGrid) -> tuple[Tensor, Tensor]:
+    spread = levels.spread()
+    codes = grid.encode(groups, spread)
+    return codes, groups - grid.decode(codes, spread)

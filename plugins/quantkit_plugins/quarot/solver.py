@@ -108,7 +108,7 @@ def _rotate_stream(sites: list[Site], modules: dict[str, nn.Module], rotation: T
         gains = weight + site.offset
         for name in site.consumers:
             reader = modules[name].get_parameter("weight")
-            reader.copy_(times(reader * gains, rotation))
+            reader.copy_(times(reader.double() * gains.double(), rotation))
         weight.fill_(1 - site.offset)
     for name, module in modules.items():
         if type(module) is nn.Linear and name not in readers:
@@ -156,7 +156,7 @@ def _rotate_head(model: Any, norm: nn.Module, hidden: Tensor, rotation: Tensor) 
             gains.copy_(saved)
             if silent:
                 break
-        head.weight.copy_(times(head.weight * (gains + offset), rotation))
+        head.weight.copy_(times(head.weight.double() * (gains.double() + offset), rotation))
         gains.fill_(1 - offset)
         _require_same(head(norm(_turn(hidden.float(), rotation))), before, "the output head with a rotated residual stream")
 
