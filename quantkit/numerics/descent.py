@@ -16,6 +16,8 @@ from quantkit.numerics.error_feedback import Grid
 from quantkit.numerics.grids import Levels, QuantizedWeight
 
 W = TypeVar("W", QuantizedWeight, CodebookWeight)
+CHUNK = 128
+"""Columns after which the later ones are told of all moves at once, which is several times faster than one by one."""
 
 
 @torch.no_grad()
@@ -27,13 +29,19 @@ def descend(weight: W, target: Tensor, hessian: Tensor, grid: Grid[W]) -> W:
     codes, levels = codes_and_levels(weight)
     spread = _columns(levels, target.shape[1])
     codes, values = codes.T.contiguous(), weight.dequantize().float().T.contiguous()
-    slope = ((values.T - target.float()) @ hessian).T.contiguous()
-    for column, curvature in enumerate(hessian.diagonal().tolist()):
-        current = Levels(spread.scale[column], None if spread.zero_point is None else spread.zero_point[column])
-        best = grid.encode(values[column] - slope[column] / curvature, current)
-        value = grid.decode(best, current)
-        slope.addr_(hessian[column], value - values[column])
-        codes[column], values[column] = best.to(codes.dtype), value
+    slope = (hessian @ (values - target.float().T)).contiguous()  # [in, out]
+    curvatures = hessian.diagonal().tolist()
+    for start in range(0, len(codes), CHUNK):
+        end = min(start + CHUNK, len(codes))
+        steps = torch.empty(end - start, values.shape[1], device=values.device)
+        for column in range(start, end):
+            current = Levels(spread.scale[column], None if spread.zero_point is None else spread.zero_point[column])
+            best = grid.encode(values[column] - slope[column] / curvatures[column], current)
+            value = grid.decode(best, current)
+            steps[column - start] = value - values[column]
+            slope[column + 1 : end].addr_(hessian[column + 1 : end, column], steps[column - start])
+            codes[column] = best.to(codes.dtype)
+        slope[end:].addmm_(hessian[end:, start:end], steps)
     return _with_codes(weight, codes.T.contiguous())
 
 
