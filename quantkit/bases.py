@@ -42,6 +42,10 @@ def as_stored(model: Any, path: str, dtype: str) -> Any:
         from quantkit.storable import store_dense_as
 
         return compute_in(store_dense_as(model, dtype), dtype)
+    if stored_format(path) == "torchao":
+        from quantkit.backends import torchao
+
+        return torchao.compute_in(model, dtype)
     if stored_format(path) != "compressed-tensors":
         return model
     from quantkit.backends.unpacked import mark_unpacked

@@ -97,6 +97,10 @@ def store_in_format(plan: QuantizationPlan, model: Any, layers: "Mapping[str, Qu
         from quantkit.backends.awq_format import store_awq
 
         return store_awq(model, layers)
+    if plan.spec.format == "torchao":
+        from quantkit.backends.torchao import store_torchao
+
+        return store_torchao(model, layers, plan.spec)
     raise UsageError(f"{plan.method}: no layers can be stored in the format {plan.spec.format!r}")
 
 

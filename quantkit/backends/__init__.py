@@ -46,6 +46,10 @@ def layer_facts(module: Any) -> LayerFacts:
         from quantkit.backends import bitsandbytes
 
         return bitsandbytes.layer_facts(module)
+    if is_torchao(module):
+        from quantkit.backends import torchao
+
+        return torchao.layer_facts(module)
     if _states_facts(module):
         facts: LayerFacts = module.measured() if hasattr(module, "measured") else module.facts
         return facts
@@ -75,6 +79,10 @@ def dense_layer(module: Any) -> Any:
         from quantkit.backends import bitsandbytes
 
         return bitsandbytes.dense_layer(module)
+    if is_torchao(module):
+        from quantkit.backends import torchao
+
+        return torchao.dense_layer(module)
     if _states_facts(module):
         from quantkit.backends import compressed_tensors
 
@@ -97,6 +105,11 @@ def keep_layout(model: Any) -> None:
 
             bitsandbytes.keep_layout(model)
             return
+
+
+def is_torchao(module: Any) -> bool:
+    """Whether a layer's weight is one of torchao's tensors; the library is not imported to find out."""
+    return type(getattr(module, "weight", None)).__module__.startswith("torchao.")
 
 
 def dtype_name(dtype: Any) -> str:
