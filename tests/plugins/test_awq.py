@@ -141,6 +141,12 @@ def test_one_huge_token_decides_only_where_tokens_are_not_made_equal(model, leve
         assert torch.allclose(first, second, rtol=1e-3, atol=1e-5) == level
 
 
+def test_weights_that_are_not_finite_are_an_error_that_names_the_layer(model):
+    model.model.layers[0].mlp.up_proj.weight.data[3, 4] = float("inf")
+    with pytest.raises(UsageError, match=r"layers.0.mlp.up_proj holds weights that are not finite"):
+        run(model, lambda block: solver.awq_block(block, GRID, n_grid=1)[0])
+
+
 def test_inputs_that_are_not_finite_are_an_error_that_names_the_layer(model, monkeypatch):
     monkeypatch.setattr(Block, "watch", lambda _self, see, names, _hidden: see(names[0], torch.full((2, 128), float("nan"))))
     block = Block.__new__(Block)

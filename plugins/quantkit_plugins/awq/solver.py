@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantkit.errors import QuantkitError
+from quantkit.errors import QuantkitError, UsageError
 from quantkit.numerics.capture import Block
 from quantkit.numerics.graph import Site, divide_outputs, fold_sites
 from quantkit.numerics.grids import QuantizedWeight, UniformGrid, better_levels, candidate_levels, fit_minmax, quantize
@@ -52,12 +52,15 @@ def awq_block(
     Norms and biases of the block are changed in place: they carry the inverse scales.
 
     Raises:
-        UsageError: the group size does not divide a layer's columns; names the layer.
+        UsageError: the group size does not divide a layer's columns, or a weight is not finite; names the layer.
         QuantkitError: folding changed what the block computes, or inputs are not finite.
     """
+    weights = {name: linear.weight.data.float() for name, linear in block.linears.items()}
+    for name, weight in weights.items():
+        if not bool(weight.isfinite().all()):
+            raise UsageError(f"{name} holds weights that are not finite; nothing can be quantized from them")
     groups = block.groups()
     moments, sizes = _statistics(block, groups, equal_tokens)
-    weights = {name: linear.weight.data.float() for name, linear in block.linears.items()}
     before = _output(block, {})
     sites = fold_sites(block)
     unscaled = []

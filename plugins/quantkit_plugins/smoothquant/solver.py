@@ -37,7 +37,9 @@ class Inputs:
     """What is known of a layer's inputs."""
 
     largest: Tensor
-    """float32 `[in]`: max|X_j| over all calibration tokens."""
+    """float32 `[in]`: max|X_j| over all calibration tokens, as they are. Maxima over tokens brought to one length, where the
+    huge first one does not decide, did worse in a trial with SmolLM2 (mean KL at α = 0.5: 0.0145 → 0.0183). Why is not known:
+    the gap stays when the first token is left unrounded."""
     sample: Tensor
     """`[tokens, in]`: some of the tokens."""
 
