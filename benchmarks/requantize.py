@@ -4,9 +4,9 @@
 
 Adapters are trained once, on the QLORA base (or read from a folder), put on every base listed, and folded in exactly. Each
 result is measured three ways on held-out rows: dense, rounded to the nearest level of the base's grid, and requantized. The
-gain is the loss of a base minus that of the adapter on it; what is asked is which share of it is left. Rows are the project's
-generated arithmetic; with `--quick`, on the tests' model, which knows those, with answers turned round. Exit code 3 when a
-goal does not hold.
+gain is the loss of a base minus that of the adapter on it; what is asked is which share of it is left. Where training begins
+with and without LoftQ's start is reported beside. Rows are the project's generated arithmetic; with `--quick`, on the tests'
+model, which knows those, with answers turned round. Exit code 3 when a goal does not hold.
 """
 
 import argparse
@@ -51,6 +51,11 @@ def main() -> int:
             ]
             for name, item in found["bases"].items()
         ],
+    )
+    table(
+        "Response loss where training begins",
+        ["base", "adapters add nothing", "LoftQ"],
+        [[name, f"{item['start']['default']:.4f}", f"{item['start']['loftq']:.4f}"] for name, item in found["bases"].items()],
     )
     said = asdict(setting) | {"model": Path(setting.model).name, "adapter": setting.adapter and Path(setting.adapter).name}
     return finish("requantize", {"setting": said} | found, judge(found), arguments.json)

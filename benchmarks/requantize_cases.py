@@ -7,7 +7,7 @@ range search without data, so what separates it from requantizing is the data al
 import copy
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def measure(setting: Setting, scratch: Path) -> dict[str, Any]:
     for name in setting.bases:
         say(f"{name} ...")
         bases[name] = one_base(setting, name, adapter, data.evaluation, calibration)
+        bases[name]["start"] = starts(setting, name, data.evaluation, calibration)
     return {
         "held_out": len(data.evaluation),
         "calibration": calibration.to_dict() if calibration else {},
@@ -161,6 +162,17 @@ def one_base(setting: Setting, name: str, adapter: str, rows: list[Any], calibra
     gain = loss["base"] - loss["adapter"]
     kept = {key: (loss["base"] - loss[key]) / gain for key in ("merged", "nearest", "requantized")}
     return {"loss": loss, "kept": kept, "requantize_s": seconds}
+
+
+def starts(setting: Setting, name: str, rows: list[Any], calibration: Any) -> dict[str, float]:
+    """Return the loss where training on a base begins: with adapters that add nothing, and with those of LoftQ."""
+    from quantkit.modeling import attach_adapter
+    from quantkit.starts import start_from_residual
+
+    adapter = replace(plan_of(name).adapter, init_lora_weights="loftq")
+    model = attach_adapter(load(setting, name, calibration), adapter, SEED)
+    found = {"default": response_loss(model, rows)}
+    return found | {"loftq": response_loss(start_from_residual(model, setting.model), rows)}
 
 
 def nearest(model: Any, name: str) -> Any:
