@@ -21,7 +21,7 @@ from quantkit.errors import UsageError, VerificationError
 from quantkit.files import sha256_of
 from quantkit.headers import StoredTensor, read_tensor_index
 from quantkit.merging.adapter_settings import AdapterSettings, read_settings
-from quantkit.merging.tensorfiles import FLOATS, read_tensor
+from quantkit.merging.tensorfiles import FLOATS, all_finite, read_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ class FolderAdapter:
     largest: tuple[int, int] = (0, 0)
     """VeRA: largest (out, in) of the adapted layers, which size projections drawn anew; see `sized`."""
 
-    @property
+    @cached_property
     def weights_sha256(self) -> str:
         """Return the sha256 of the adapter's weight file, by which a merge remembers it."""
         return sha256_of(self.folder / ADAPTER_WEIGHTS)
@@ -70,11 +70,11 @@ class FolderAdapter:
         for module, parts in self.modules.items():
             for part, stored in parts.items():
                 values = read_tensor(stored)
-                if not bool(values.isfinite().all()):
+                if not all_finite(values):
                     raise VerificationError(f"{self.folder}: {module} ({part}) holds values that are not finite")
                 learnt = learnt or (part == CARRIES[self.settings.kind] and bool(values.any()))
         for name, stored in {**self.shared, **self.saved}.items():
-            if not bool(read_tensor(stored).isfinite().all()):
+            if not all_finite(read_tensor(stored)):
                 raise VerificationError(f"{self.folder}: {name} holds values that are not finite")
         if not learnt:
             raise VerificationError(f"{self.folder}: all B matrices are zero; the adapter was never trained")
@@ -124,7 +124,7 @@ class FolderAdapter:
         folded = weight + delta
         if self.settings.kind == "DoRa":
             folded = _dora(weight, delta, parts["magnitude"], folded, transposed=transposed)
-        if not bool(folded.isfinite().all()):
+        if not all_finite(folded):
             raise VerificationError(f"{module}: the folded weight is not finite; the adapter is broken")
         return folded
 

@@ -14,7 +14,7 @@ from quantkit.errors import VerificationError
 from quantkit.merging.delta import FolderAdapter
 from quantkit.merging.held import HeldTensor
 from quantkit.merging.model_facts import BaseFolder
-from quantkit.merging.tensorfiles import NAMES, TORCH_DTYPES, Entry, ShardWriter, row_chunks
+from quantkit.merging.tensorfiles import NAMES, TORCH_DTYPES, Entry, ShardWriter, all_finite, row_chunks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,12 +67,8 @@ class MergeJob:
         wanted = getattr(torch, TORCH_DTYPES[entry.dtype])
         for piece in self._values(entry.name):
             cast = piece.to(wanted)
-            if cast.is_floating_point() and not bool(cast.isfinite().all()):
-                what = (
-                    "the base holds values that are not finite"
-                    if not bool(piece.isfinite().all())
-                    else f"too large for {wanted}"
-                )
+            if cast.is_floating_point() and not all_finite(cast):
+                what = "the base holds values that are not finite" if not all_finite(piece) else f"too large for {wanted}"
                 raise VerificationError(f"{entry.name}: {what}; nothing was written")
             yield cast
 

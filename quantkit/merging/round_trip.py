@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 BLOCK = 64
 """Weights that share one 4-bit scale where transformers quantizes."""
-ROWS_BYTES = 4 * 1024 * 1024
+NESTED_BLOCK = 256
+"""Absmax numbers that share one scale after double quantization."""
+ROWS_BYTES = 512 * 1024
 """Bytes of float32 values that are rounded at once, so that they stay in the processor's cache."""
 
 
@@ -66,9 +68,13 @@ def int8_values(codes: "Tensor", scales: "Tensor") -> "Tensor":
 
 
 def _nested(absmax: "Tensor") -> "Tensor":
-    from quantkit.numerics.codebooks import double_quantize
+    """Return absmax as it reads after double quantization (QLoRA, arXiv:2305.14314, section 3)."""
+    from bitsandbytes import functional
 
-    return double_quantize(absmax)[0]
+    offset = absmax.mean()
+    codes, state = functional.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK)
+    restored: Tensor = functional.dequantize_blockwise(codes, state) + offset
+    return restored
 
 
 def _nearest(blocks: "Tensor", absmax: "Tensor", name: str) -> "Tensor":

@@ -27,7 +27,7 @@ TORCH_DTYPES = {
 NAMES = {torch_name: name for name, torch_name in TORCH_DTYPES.items()}
 FLOATS = ("F16", "BF16", "F32", "F64")
 """Types that are cast to the merged model's data type; the others pass through."""
-CHUNK_BYTES = 32 * 1024 * 1024
+CHUNK_BYTES = 4 * 1024 * 1024
 """Bytes of a dense tensor that are read, cast and written at once."""
 
 
@@ -66,6 +66,16 @@ def row_chunks(stored: StoredTensor, chunk_bytes: int = CHUNK_BYTES) -> Iterator
     step = max(1, chunk_bytes * stored.shape[0] // stored.size_bytes)
     for start in range(0, stored.shape[0], step):
         yield read_tensor(stored, slice(start, min(start + step, stored.shape[0])))
+
+
+def all_finite(values: "Tensor") -> bool:
+    """Whether no value is infinite or NaN; looks at the extremes, which costs a fifth of looking at each value."""
+    import torch
+
+    if not values.numel():
+        return True
+    low, high = torch.aminmax(values)
+    return bool(low.isfinite() & high.isfinite())
 
 
 @dataclass(frozen=True, slots=True)
