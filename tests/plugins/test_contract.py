@@ -74,7 +74,7 @@ class TestFp8(NamedContract):
 
 class TestHqq(NamedContract):
     method = "HQQ"
-    options: ClassVar[dict[str, object]] = {"group_size": 32}
+    options: ClassVar[dict[str, object]] = {"group_size": 32, "lp_norm": 0.7}
 
 
 class TestAdaRound(NamedContract):
