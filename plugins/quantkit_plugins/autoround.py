@@ -142,17 +142,17 @@ def learn_rounding(
     generator = torch.Generator().manual_seed(options["seed"] + block.index)
     _exchange(block, wrappers)
     try:
-        before = _error(block, options["equal_tokens"])
+        before = _error(block, scale_dtype, options["equal_tokens"])
         for _ in range(steps):
             batch = int(torch.randint(len(block.hidden), (), generator=generator))
             with torch.enable_grad():
-                slopes = torch.autograd.grad(_loss(block, batch, options["equal_tokens"]), parameters)
+                slopes = torch.autograd.grad(_loss(block, batch, scale_dtype, options["equal_tokens"]), parameters)
             for parameter, slope in zip(parameters, slopes, strict=True):
                 parameter.grad = slope
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-        better = _error(block, options["equal_tokens"]) < before
+        better = _error(block, scale_dtype, options["equal_tokens"]) < before
     finally:
         _exchange(block, block.linears)
     return {
@@ -203,19 +203,23 @@ def _exchange(block: "Block", layers: Mapping[str, Any]) -> None:
         block.module.set_submodule(name.removeprefix(f"{block.name}."), layer)
 
 
-def _error(block: "Block", level: bool) -> float:
+def _error(block: "Block", dtype: "torch.dtype", level: bool) -> float:
     import torch
 
     with torch.no_grad():
-        return sum(float(_loss(block, batch, level)) * len(item) for batch, item in enumerate(block.hidden))
+        return sum(float(_loss(block, batch, dtype, level)) * len(item) for batch, item in enumerate(block.hidden))
 
 
-def _loss(block: "Block", batch: int, level: bool) -> "torch.Tensor":
+def _loss(block: "Block", batch: int, dtype: "torch.dtype", level: bool) -> "torch.Tensor":
     """Return the mean squared error of a batch's tokens, each divided by its target's mean square if `level`."""
+    import torch
+
     if block.targets is None:
         raise ValueError("the block's targets were not recorded; solve_blocks needs reference=True")
     target = block.targets[batch].to(block.device).float()
-    error = (block.run(batch, block.hidden[batch]).float() - target).square().mean(-1)
+    with torch.autocast(torch.device(block.device).type, dtype, enabled=dtype != torch.float32):  # offsets are float32
+        output = block.run(batch, block.hidden[batch])
+    error = (output.float() - target).square().mean(-1)
     if level:
         error = error / target.square().mean(-1).clamp(min=1e-12)
     mask = block.masks[batch]
