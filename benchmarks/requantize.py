@@ -53,9 +53,13 @@ def main() -> int:
         ],
     )
     table(
-        "Response loss where training begins",
-        ["base", "adapters add nothing", "LoftQ"],
-        [[name, f"{item['start']['default']:.4f}", f"{item['start']['loftq']:.4f}"] for name, item in found["bases"].items()],
+        "Where training begins: response loss, and mean KL from the 16-bit model",
+        ["base", "16 bit", "adapters add nothing", "KL", "LoftQ", "KL"],
+        [
+            [name, f"{start['16 bit']['loss']:.4f}"]
+            + [text for key in ("default", "loftq") for text in (f"{start[key]['loss']:.4f}", f"{start[key]['mean_kl']:.3g}")]
+            for name, start in ((name, item["start"]) for name, item in found["bases"].items())
+        ],
     )
     said = asdict(setting) | {"model": Path(setting.model).name, "adapter": setting.adapter and Path(setting.adapter).name}
     return finish("requantize", {"setting": said} | found, judge(found), arguments.json)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 SEED = 42
+PROBE_TOKENS = 1024
+"""Positions whose distributions are compared with the 16-bit model's."""
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "QLORA": ("QLORA", {}),
     "NF4": ("BNB4BIT", {}),
@@ -23,6 +25,7 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "AWQ": ("AWQ", {"group_size": 64}),
     "FP8": ("FP8", {}),
 }
+ORIGINAL: tuple[str, dict[str, Any]] = ("NoQuant", {})
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def plan_of(name: str) -> Any:
     from quantkit import AdapterPlan, PlanContext
     from quantkit.methods import installed_methods
 
-    method, options = BASES[name]
+    method, options = ORIGINAL if name == "NoQuant" else BASES[name]
     context = PlanContext(adapter=AdapterPlan(r=16, lora_alpha=32), compute_dtype="float32", dense_dtype="float32")
     return installed_methods().plan(method, options, context)
 
@@ -164,15 +167,25 @@ def one_base(setting: Setting, name: str, adapter: str, rows: list[Any], calibra
     return {"loss": loss, "kept": kept, "requantize_s": seconds}
 
 
-def starts(setting: Setting, name: str, rows: list[Any], calibration: Any) -> dict[str, float]:
-    """Return the loss where training on a base begins: with adapters that add nothing, and with those of LoftQ."""
+def starts(setting: Setting, name: str, rows: list[Any], calibration: Any) -> dict[str, dict[str, float]]:
+    """Return where training on a base begins, with adapters that add nothing and with LoftQ's: loss, and KL from 16 bit."""
+    from quantkit.fidelity import compare_logits, probe_logits
     from quantkit.modeling import attach_adapter
     from quantkit.starts import start_from_residual
 
+    ids = [row.input_ids for row in rows]
+    original = load(setting, "NoQuant", None)
+    found = {"16 bit": {"loss": response_loss(original, rows), "mean_kl": 0.0}}
+    reference = probe_logits(original, ids, tokens=PROBE_TOKENS)
+    del original
     adapter = replace(plan_of(name).adapter, init_lora_weights="loftq")
     model = attach_adapter(load(setting, name, calibration), adapter, SEED)
-    found = {"default": response_loss(model, rows)}
-    return found | {"loftq": response_loss(start_from_residual(model, setting.model), rows)}
+    for start in ("default", "loftq"):
+        if start == "loftq":
+            start_from_residual(model, setting.model)
+        fidelity = compare_logits(reference, probe_logits(model, ids, tokens=PROBE_TOKENS))
+        found[start] = {"loss": response_loss(model, rows), "mean_kl": fidelity.mean_kl}
+    return found
 
 
 def nearest(model: Any, name: str) -> Any:

@@ -2,8 +2,8 @@
 
 An update is much smaller than the step of a 4-bit grid, so rounding to the nearest level gives the base's own codes back. Here
 the exactly merged weights are the target, and every layer is rounded on its base's grid for its *output* on rows of the run:
-block by block, with error feedback, towards what the merged model gives at the same token (`quantkit.numerics.two_streams`),
-followed by coordinate descent. Only the way to the codes differs: format, size and speed are those of the base.
+block by block, with error feedback, towards what the merged model gives at the same token (`quantkit.numerics.drift`), followed
+by coordinate descent. Only the way to the codes differs: format, size and speed are those of the base.
 
 Every method goes this way whose spec names a grid that is known here; what it did to the weights besides (smoothing, rotating)
 is in the base already and is not searched for a second time. Any other method's own `quantize_model` is asked.
@@ -94,14 +94,16 @@ def _round(
 
 def round_block(block: "Block", stored: "Stored") -> dict[str, Any]:
     """Return name → weight on the grid for every layer of a block, each solved for the merged model's output."""
-    from quantkit.numerics.two_streams import damped, moved_target, paired_moments, untouched
+    from quantkit.numerics.drift import moved_target, original_block
+    from quantkit.numerics.two_streams import all_paired_moments, damped
 
     groups = block.groups()
     solved = {}
-    for names, (hessian, cross) in zip(groups, paired_moments(block, untouched(block), groups), strict=True):
+    moments = all_paired_moments(block, original_block(block), groups)
+    for names, (hessian, cross) in zip(groups, moments, strict=True):
         ridged = damped(hessian, DAMP_PERCENT)
         for name in names:
-            target = moved_target(block.linears[name].weight.data, hessian, cross, ridged)
+            target = moved_target(block.linears[name].weight.data.float(), hessian, cross, ridged)
             solved[name] = round_layer(target, ridged, stored, layer=name)
     return solved
 

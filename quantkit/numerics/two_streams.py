@@ -1,12 +1,10 @@
-"""What should a layer's weight be, now that its input is no longer the original model's?
+"""How are the inputs of all layers of a block compared with the original model's in one run of each?
 
-The layers before it are quantized already, so x̃ enters where x did. Asking for Ŵx̃ ≈ Wx̃ rounds well and lets every earlier
-error pass; asking for Ŵx̃ ≈ Wx takes back what can be taken back (the asymmetric reconstruction of AdaRound, arXiv:2004.10568,
-section 3.4). With H = Σx̃ᵀx̃ and C = Σxᵀx̃ that is rounding of another target, T = W·C·H⁻¹, under the same H. An untouched copy
-of the block runs beside it on the original stream; only the sums are kept, never the inputs.
+`quantkit.numerics.drift` says what the comparison is for, and makes it for one group of layers at a time, so that each sees the
+quantized groups before it. Here all groups are watched at once, before any is quantized: two runs of the block instead of two
+for each group.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,16 +15,8 @@ from quantkit.numerics.capture import Block
 from quantkit.numerics.hessian import HessianSum
 
 
-def untouched(block: Block) -> Block:
-    """Return a copy of the block with weights of its own."""
-    twin = copy.copy(block)
-    twin.module = copy.deepcopy(block.module)
-    twin.linears = {name: twin.module.get_submodule(name[len(block.name) + 1 :]) for name in block.linears}  # type: ignore[misc]
-    return twin
-
-
 @torch.no_grad()
-def paired_moments(block: Block, original: Block, groups: Sequence[Sequence[str]]) -> list[tuple[Tensor, Tensor]]:
+def all_paired_moments(block: Block, original: Block, groups: Sequence[Sequence[str]]) -> list[tuple[Tensor, Tensor]]:
     """Return H = 2/n·Σx̃ᵀx̃ and C = 2/n·Σxᵀx̃, each `[in, in]`, of the inputs of each group of layers.
 
     Each pair of x and x̃ is multiplied by the factor that brings x̃ to the length √in, so that all tokens count alike
@@ -64,14 +54,6 @@ def damped(hessian: Tensor, damp_percent: float) -> Tensor:
     share = damp_percent * float(result.diagonal().mean())
     result.diagonal().add_(share if share > 0 else 1.0)
     return result
-
-
-@torch.no_grad()
-def moved_target(weight: Tensor, hessian: Tensor, cross: Tensor, damped_hessian: Tensor) -> Tensor:
-    """Return T = W + W(C − H)(H + λI)⁻¹ `[out, in]`: what does on x̃ best what W does on x, held to W by the damping λ."""
-    factor = torch.linalg.cholesky(damped_hessian.double())
-    gap = (weight.float() @ (cross - hessian)).double()
-    return weight.float() + torch.cholesky_solve(gap.T, factor).T.float()
 
 
 def _noting(kept: dict[str, Tensor], name: str) -> Callable[..., None]:
