@@ -215,6 +215,8 @@ def _loosened(name: str, value: Any) -> Any:
     if name in ("target_modules", "modules_to_save", "report_to") and (value is None or isinstance(value, str)):
         words = tuple(word.strip() for word in (value or "").split(",") if word.strip())
         return () if name == "report_to" and words == ("none",) else words
+    if name == "init_lora_weights" and value is True:  # PEFT's own default
+        return "default"
     if name == "peft_config" and isinstance(value, str):
         return next((kind for kind in PEFT_KINDS if kind.lower() == value.lower()), value)
     if name.endswith("_dtype") and isinstance(value, str):

@@ -111,6 +111,12 @@ def test_starts_are_for_lora_only():
         AdapterPlan(kind="DoRa", init_lora_weights="loftq")
 
 
+def test_pefts_word_for_the_usual_start_is_understood():
+    assert RunConfig(model_name_or_path="m", init_lora_weights=True).adapter_plan().init_lora_weights == "default"
+    with pytest.raises(UsageError, match="init_lora_weights"):
+        RunConfig(model_name_or_path="m", init_lora_weights="gaussian")
+
+
 def test_a_run_names_its_start_and_its_record_keeps_it(tiny_model, tmp_path):
     from quantkit_tools.train import run
 
