@@ -38,7 +38,7 @@ def main() -> int:
         folder = Path(scratch)
         cells = fidelity(model, folder, arguments)
         small = costs(model, folder / "QLORA-LoRa" / "adapter", folder, JOBS, arguments.repeat)
-        sizes = {4: None, 8: None} if arguments.quick else {5: None, 20: None}
+        sizes = (1, 2) if arguments.quick else (5, 20)
         large = {layers: synthetic(folder, layers, arguments.repeat) for layers in sizes}
     found = {
         "setting": {"model": Path(model).name, "steps": arguments.steps, "repeat": arguments.repeat},
