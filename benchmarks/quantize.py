@@ -1,6 +1,6 @@
 """How good, how small, how fast is every quantization method here, and what do the libraries people know give instead?
 
-    python benchmarks/quantize.py [--quick] [--json FILE] [--model DIR] [--data FILE …] [--methods NAME …] [--bits 8 4 3 2]
+    python benchmarks/quantize.py [--quick] [--json FILE] [--model DIR] [--data FILE …] [--methods NAME …] [--bits 4 8 3 2]
                                   [--peers llmcompressor gptqmodel hqq autoround | none] [--resume] [--jobs N]
 
 Every method at every width, group size 64, on SmolLM2-135M-Instruct: the same calibration and held-out tokens for all, each
@@ -19,7 +19,7 @@ from typing import Any
 
 from goals import add_flags, finish, signed
 from models import model_folder
-from quantize_cases import GROUP_SIZE, PEERS, QUICK, WIDTHS, own_cases, peer_cases
+from quantize_cases import GROUP_SIZE, PEERS, QUICK, WIDTHS, all_cases
 from quantize_judge import closed_gap, compare, judge, summary
 from quantize_run import Setting, dense_row, measure_all
 from quantize_texts import LENGTH, write_texts
@@ -45,7 +45,7 @@ def main() -> int:
     bits = (4,) if arguments.quick else tuple(arguments.bits)
     methods = arguments.methods or (QUICK if arguments.quick else None)
     peers = () if arguments.quick or arguments.peers == ["none"] else tuple(arguments.peers)
-    cases = [*peer_cases(peers, bits, methods), *own_cases(bits, methods)]
+    cases = all_cases(bits, methods, peers)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="quantize-") as scratch:
         texts = Path(scratch) / "texts.json"
@@ -106,7 +106,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--calib-rows", type=int, default=32, help=f"calibration rows of {LENGTH} tokens (default 32)")
     parser.add_argument("--test-rows", type=int, default=16, help=f"held-out rows of {LENGTH} tokens (default 16)")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these; names as in the table or `quantkit methods`")
-    parser.add_argument("--bits", nargs="+", type=int, default=list(WIDTHS), choices=WIDTHS, help="only these widths")
+    parser.add_argument(
+        "--bits", nargs="+", type=int, default=list(WIDTHS), choices=WIDTHS, help="only these widths, in this order"
+    )
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=[*PEERS, "none"], help="libraries to stand beside")
     parser.add_argument("--peer-envs", type=Path, metavar="DIR", help="their environments (default: the user's cache folder)")
     parser.add_argument("--results", type=Path, metavar="DIR", help="measured cases (default: the user's cache folder)")

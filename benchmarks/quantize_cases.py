@@ -10,7 +10,8 @@ from typing import Any
 
 OURS = "quantkit"
 GROUP_SIZE = 64
-WIDTHS = (8, 4, 3, 2)
+WIDTHS = (4, 8, 3, 2)
+"""In the order of measuring."""
 INTEGERS: dict[str, tuple[str, dict[str, Any]]] = {
     "RTN": ("RTN", {}),
     "RTN, zero points": ("RTN", {"symmetric": False}),
@@ -27,9 +28,12 @@ FIXED: dict[str, tuple[int, str, dict[str, Any]]] = {
     "NF4, calibrated": (4, "BNB4BIT", {"calibrated": True}),
     "FP4": (4, "BNB4BIT", {"quant_type": "fp4"}),
     "FP4, calibrated": (4, "BNB4BIT", {"quant_type": "fp4", "calibrated": True}),
-    "W8A8": (8, "RTN", {"weights_bits": 8, "group_size": -1, "activations_bits": 8}),
+    "AutoRound, 20 steps": (4, "AutoRound", {"weights_bits": 4, "group_size": GROUP_SIZE, "iterations": 20}),
+    "TorchAO": (4, "TorchAO", {"weights_bits": 4, "group_size": GROUP_SIZE}),
+    "W8A8": (8, "DynamicINT8", {}),
     "SmoothQuant": (8, "SmoothQuant", {}),
     "INT8": (8, "INT8", {}),
+    "TorchAO, 8 bits": (8, "TorchAO", {}),
     "FP8": (8, "FP8", {}),
     "FP8, activations too": (8, "FP8", {"activations_bits": 8}),
 }
@@ -45,9 +49,11 @@ PEERS: dict[str, dict[str, tuple[int, ...]]] = {
     },
     "gptqmodel": {"GPTQ": (4, 3, 2), "AWQ": (4,)},
     "hqq": {"HQQ": (4, 3, 2)},
-    "autoround": {"RTN": (4, 3, 2), "AutoRound": (4,)},
+    "autoround": {"RTN": (4, 3, 2), "AutoRound, 20 steps": (4,)},
 }
 """Peer → its methods → bits."""
+SLOW = {("gptqmodel", "AWQ"), ("autoround", "AutoRound, 20 steps"), (OURS, "AutoRound, 20 steps")}
+"""Cases that no goal is about and that may take most of an hour: measured last."""
 QUICK = ("RTN", "GPTQ")
 
 
@@ -68,6 +74,12 @@ class Case:
     def name(self) -> str:
         """Return what stands for it in files and comparisons."""
         return f"{self.by} {self.method} {self.weights_bits}"
+
+
+def all_cases(bits: Sequence[int], methods: Sequence[str] | None, peers: Sequence[str]) -> list[Case]:
+    """Return every case, width by width in the order of `bits`, ours before the peers', the slowest at the end."""
+    cases = [*own_cases(bits, methods), *peer_cases(peers, bits, methods)]
+    return sorted(cases, key=lambda case: ((case.by, case.method) in SLOW, bits.index(case.weights_bits)))
 
 
 def own_cases(bits: Sequence[int], methods: Sequence[str] | None) -> list[Case]:

@@ -10,7 +10,7 @@ from auto_round import AutoRound
 
 from peers.common import Meter, read_job, write_answer
 
-ITERATIONS = {"RTN": 0, "AutoRound": 20}
+ITERATIONS = {"RTN": 0, "AutoRound, 20 steps": 20}
 
 
 def main() -> None:

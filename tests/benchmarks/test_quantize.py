@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import quantize_run
 from peers import environments
-from quantize_cases import OURS, PEERS, Case, own_cases, peer_cases
+from quantize_cases import OURS, PEERS, SLOW, Case, all_cases, own_cases, peer_cases
 from quantize_judge import closed_gap, compare, judge, summary
 from quantize_run import ProcessFailed, Setting, measured
 
@@ -92,6 +92,13 @@ def test_every_method_that_quantizes_stands_in_the_table():
 def test_names_choose_one_row_and_methods_all_of_theirs():
     assert [case.method for case in own_cases((4,), ["RTN"])] == ["RTN"]
     assert {case.method for case in own_cases((4,), ["BNB4BIT"])} == {"NF4", "NF4, calibrated", "FP4", "FP4, calibrated"}
+
+
+def test_what_takes_longest_comes_last():
+    cases = all_cases((4, 8, 3), None, tuple(PEERS))
+    assert {(case.by, case.method) for case in cases[-3:]} == SLOW
+    widths = [case.weights_bits for case in cases[:-3]]
+    assert widths == sorted(widths, key=(4, 8, 3).index)
 
 
 @pytest.fixture
