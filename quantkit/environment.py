@@ -1,11 +1,26 @@
 """On what was this made? Versions and hardware, as an artifact's record keeps them."""
 
+import logging
 import os
 import platform
 import sys
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("quantkit", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "compressed-tensors")
+PACKAGES = (
+    "quantkit",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "safetensors",
+    "compressed-tensors",
+    "torchao",
+    "auto-round",
+)
+NOISE = {"torchao": "Failed to load ", "torch.utils._pytree": "%s is an Enum subclass"}
+"""Logger to what it says whenever transformers imports torchao: that extensions for other devices were not loaded."""
 
 
 def describe_environment(device: str) -> dict[str, str | int]:
@@ -18,6 +33,16 @@ def describe_environment(device: str) -> dict[str, str | int]:
         "cpu_count": os.cpu_count() or 0,
     }
     return facts | {name: found for name in PACKAGES if (found := _version(name))}
+
+
+def quiet_libraries() -> None:
+    """Drop the log lines of `NOISE`, about which nobody can do anything; call it before transformers is imported."""
+    for name, beginning in NOISE.items():
+        logging.getLogger(name).addFilter(partial(_says_more, beginning))
+
+
+def _says_more(beginning: str, record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(beginning)
 
 
 def _device_name(device: str) -> str:

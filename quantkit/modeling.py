@@ -20,6 +20,7 @@ from quantkit.adapters import (
 )
 from quantkit.bases import as_stored, stored_format, stored_kwargs, with_packed_layers
 from quantkit.calibration import Calibration, QuantizationWork
+from quantkit.environment import quiet_libraries
 from quantkit.errors import UsageError, VerificationError
 from quantkit.layers import linear_layers
 from quantkit.measure import MEASURED, check_model, loaded_spec
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+quiet_libraries()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ to its storage type here. Leaving these to `save_pretrained` stores whatever is 
 model, an adapter that was never trained.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quantkit.errors import UsageError, VerificationError
@@ -88,12 +88,22 @@ def make_generation_config_saveable(model: Any) -> list[str]:
 
 
 def tensors_to_store(model: Any, is_adapter: bool) -> dict[str, Any]:
-    """Return name → tensor of what the artifact's weight files will hold."""
+    """Return name → tensor of what the artifact's weight files will hold; tensors made of others (torchao's) part by part."""
     if is_adapter:
         from peft import get_peft_model_state_dict
 
         return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
-    return dict(model.state_dict())
+    return {name: part for key, tensor in model.state_dict().items() for name, part in _parts(key, tensor)}
+
+
+def _parts(name: str, tensor: Any) -> Iterator[tuple[str, Any]]:
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    if not is_traceable_wrapper_subclass(tensor):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from _parts(f"{name}_{part}", getattr(tensor, part))
 
 
 def _require_finite(tensors: Mapping[str, Any]) -> None:

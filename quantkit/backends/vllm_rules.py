@@ -1,11 +1,12 @@
 """Will vLLM serve what a plan is about to write, and by which kernels?
 
 What no loader of a format reads is an error before anything is computed; what only slower or fewer kernels read is a note.
-Facts from vLLM's sources (`quantization/gptq.py`, `gptq_marlin.py`, `awq.py`, `awq_marlin.py`, `compressed_tensors/schemes`,
-`utils/marlin_utils.py`, read in 2026); nothing here was run on a GPU. Finding out when the server starts costs a day.
+Facts from vLLM's sources (`quantization/gptq.py`, `gptq_marlin.py`, `awq.py`, `awq_marlin.py`, their successors `auto_gptq.py`
+and `auto_awq.py`, `compressed_tensors/schemes`, `utils/marlin_utils.py`, `utils/quant_utils.py`, read in 2026); nothing here
+was run on a GPU. Finding out when the server starts costs a day.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from quantkit.errors import UsageError
@@ -15,6 +16,8 @@ GROUP_SIZES = (-1, 32, 64, 128)
 """Group sizes of Marlin, vLLM's fast kernels."""
 MARLIN_INPUT, MARLIN_OUTPUT = 128, 64
 """What the numbers of a layer's input and output columns must be multiples of for Marlin."""
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers that vLLM runs as one matrix, so that they must be stored alike."""
 
 
 def check_servable(spec: QuantizationSpec, model_config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -44,19 +47,41 @@ def check_servable(spec: QuantizationSpec, model_config: Mapping[str, Any]) -> t
                 "symmetric is True; the AWQ format's kernels read weights with zero points. Choose compressed-tensors"
             )
     if spec.format == "gptq" and spec.symmetric is False:
-        notes.append("Asymmetric weights are stored as checkpoint_format gptq_v2: GPTQModel and vLLM from 0.11.1 on read it.")
+        notes.append(
+            "Asymmetric weights are stored as checkpoint_format gptq_v2, which GPTQModel and transformers with it read."
+        )
     if spec.format == "compressed-tensors" and (spec.weights_bits not in (4, 8) or spec.group_size not in GROUP_SIZES):
         notes.append(
             "vLLM reads compressed-tensors integers of 4 and 8 bits in groups of -1, 32, 64 or 128; this checkpoint is for"
             " transformers."
         )
     elif not _marlin_type(spec):
-        notes.append("vLLM has no Marlin kernel for this grid: it runs slower, and in float16 only.")
+        notes.append(
+            "vLLM has no Marlin kernel for this grid: versions with `gptq.py` run it slower and in float16 only (zero points"
+            " from 0.11.1 on), those with `auto_gptq.py` refuse it."
+        )
     elif odd := _odd_for_marlin(_sizes(model_config)):
-        notes.append(f"vLLM's Marlin kernels do not take {odd}; other, slower ones are used there, where there are any.")
+        notes.append(
+            f"vLLM's Marlin kernels do not take {odd}; newer versions pad them, others use slower kernels, if there are any."
+        )
     if spec.format == "awq":
         notes.append("vLLM runs AWQ weights in bfloat16 by Marlin only; with other kernels start it with --dtype float16.")
     return tuple(notes)
+
+
+def split_fusions(quantized: Iterable[str], left_out: Iterable[str]) -> tuple[str, ...]:
+    """Return a note for the first block in which some, but not all, layers that vLLM fuses are quantized (full names)."""
+    dense_names = set(left_out)
+    for name in sorted(quantized):
+        parent, _, leaf = name.rpartition(".")
+        for group in FUSED:
+            dense = [part for part in group if f"{parent}.{part}" in dense_names]
+            if leaf in group and dense:
+                return (
+                    f"vLLM runs {', '.join(group)} as one matrix and refuses a checkpoint that quantizes only some of them; in"
+                    f" {parent}, {', '.join(dense)} would stay dense. Ignore all of them, or none, to serve it.",
+                )
+    return ()
 
 
 def check_servable_activations(spec: QuantizationSpec) -> tuple[str, ...]:

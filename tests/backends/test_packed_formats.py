@@ -233,10 +233,27 @@ def test_other_awq_layouts_are_refused(tiny_model, tmp_path):
     not (importlib.util.find_spec("gptqmodel") and importlib.util.find_spec("optimum")),
     reason="transformers reads these formats with gptqmodel and optimum, which are built from source; not installed here",
 )
-@pytest.mark.parametrize("store", [store_gptq, store_awq])
-def test_transformers_with_gptqmodel_computes_the_same(tiny_model, tmp_path, store):
+@pytest.mark.parametrize(
+    ("store", "grid", "dense"),
+    [
+        (store_gptq, (4, 64, True), "lm_head"),
+        (store_gptq, (4, 32, False), "lm_head"),
+        (store_gptq, (3, 64, True), "lm_head"),
+        (store_gptq, (2, 32, False), "lm_head"),
+        (store_gptq, (8, -1, True), "lm_head"),
+        (store_gptq, (4, 64, True), "down_proj"),
+        (store_awq, (4, 64, False), "lm_head"),
+        (store_awq, (4, -1, False), "lm_head"),
+        (store_awq, (4, 64, False), "down_proj"),
+    ],
+)
+def test_transformers_with_gptqmodel_computes_the_same(tiny_model, tmp_path, store, grid, dense):
     model = load(tiny_model, torch.float16)
-    store(model, rounded(model, UniformGrid(4, 64, store is store_gptq, torch.float16)))
+    store(model, rounded(model, UniformGrid(*grid, torch.float16), ("lm_head", dense)))
     model.save_pretrained(tmp_path)
     loaded = load(tmp_path, torch.float16)
-    assert float((loaded(IDS).logits - model(IDS).logits).abs().max()) < 0.05
+    with torch.no_grad():
+        assert float((loaded(IDS).logits - model(IDS).logits).abs().max()) < 0.02
+    left = {name for name, module in loaded.named_modules() if type(module) is nn.Linear}
+    assert left == {"lm_head", *(name for name, _ in loaded.named_modules() if name.endswith(dense))}
+    assert loaded.lm_head.weight.data_ptr() == loaded.model.embed_tokens.weight.data_ptr()

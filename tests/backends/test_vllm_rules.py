@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from quantkit import QuantizationSpec, UsageError
-from quantkit.backends.vllm_rules import check_servable
+from quantkit.backends.vllm_rules import check_servable, split_fusions
 
 LLAMA = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
 
@@ -45,7 +45,9 @@ def test_awq_is_4_bits_with_zero_points():
 
 def test_slower_kernels_are_said():
     assert "no Marlin kernel for this grid" in check_servable(spec(weights_bits=3), LLAMA)[0]
-    assert "gptq_v2" in check_servable(spec(symmetric=False), LLAMA)[0]
+    layout, kernels = check_servable(spec(symmetric=False), LLAMA)
+    assert "gptq_v2" in layout
+    assert "those with `auto_gptq.py` refuse it" in kernels
     (note,) = check_servable(spec(), {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9})
     assert "do not take hidden_size 576 (no multiple of 128)" in note
 
@@ -53,3 +55,14 @@ def test_slower_kernels_are_said():
 def test_an_unknown_or_odd_configuration_is_no_obstacle():
     assert check_servable(spec(), {}) == ()
     assert check_servable(spec(), {"hidden_size": "wide", "num_attention_heads": 0}) == ()
+
+
+def test_layers_that_vllm_fuses_must_be_quantized_together():
+    block = "model.layers.3.self_attn"
+    whole = [f"{block}.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    assert split_fusions(whole, ["model.layers.3.mlp.down_proj"]) == ()
+    (note,) = split_fusions([name for name in whole if "k_proj" not in name], [f"{block}.k_proj"])
+    assert f"in {block}, k_proj would stay dense. Ignore all of them, or none" in note
+    (note,) = split_fusions(["model.layers.0.mlp.up_proj"], ["model.layers.0.mlp.gate_proj"])
+    assert "gate_proj would stay dense" in note
+    assert split_fusions(["model.layers.0.mlp.up_proj"], []) == ()  # a model without gates

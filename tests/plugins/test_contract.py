@@ -72,6 +72,28 @@ class TestFp8(NamedContract):
     other_options: ClassVar[dict[str, object]] = {"activations_bits": 8}
 
 
+class TestTorchao(NamedContract):
+    method = "TorchAO"
+    other_options: ClassVar[dict[str, object]] = {"group_size": 32}
+
+
+class TestTorchao4(NamedContract):
+    method = "TorchAO"
+    options: ClassVar[dict[str, object]] = {"weights_bits": 4, "group_size": 32}
+
+
+class TestDynamicInt8(NamedContract):
+    method = "DynamicINT8"
+    merge_tolerance: ClassVar[float] = 0.13
+    """The base rounds activations while it runs, which a dense model does not."""
+
+
+class TestAutoRound(NamedContract):
+    method = "AutoRound"
+    options: ClassVar[dict[str, object]] = {"group_size": 32, "iterations": 5}
+    other_options: ClassVar[dict[str, object]] = {"learning_rate": 0.5, "seed": 1}
+
+
 class TestHqq(NamedContract):
     method = "HQQ"
     options: ClassVar[dict[str, object]] = {"group_size": 32, "lp_norm": 0.7}

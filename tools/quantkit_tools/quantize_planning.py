@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import console
+from quantkit.backends.vllm_rules import split_fusions
 from quantkit.errors import QuantkitError, UsageError
 from quantkit.gate import GateLimits, limits_for
 from quantkit.methods import Methods, require_usable
@@ -87,6 +88,7 @@ def plan_quantization(config: QuantizeConfig, methods: Methods) -> QuantizeJob:
         model_config=skeleton.config.to_dict(),
     )
     plan = methods.plan(config.method, config.method_options, context)
+    plan = plan.with_changes(notes=(*plan.notes, *split_fusions(*_parted(skeleton.model, config.ignore))))
     _require_wanted(config, plan)
     name = format_name(_name(source, config, plan.spec))
     root, target = (root.parent, root) if root.name == name else (root, root / name)
@@ -169,6 +171,16 @@ class Sizes:
             stored=bits // 8 + (total - quantized) * dense_bytes,
             quantized=quantized,
         )
+
+
+def _parted(model: Any, ignore: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return names of the layers that are quantized, and of those on the ignore list."""
+    from quantkit.layers import linear_layers
+    from quantkit.numerics.capture import matches
+
+    names = list(linear_layers(model))
+    left_out = [name for name in names if matches(name, ignore)]
+    return [name for name in names if name not in left_out], left_out
 
 
 def _dense_dtype(source: Opened) -> str:
