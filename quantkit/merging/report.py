@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from quantkit.data.encode import EncodedRow
 
 REPORT_ROWS = 64
-REPORT_TOKENS = 4096
+REPORT_TOKENS = 2048
 """Rows are taken until there are so many, or so many tokens; each is run through four models."""
 UNRESOLVED_NATS = 0.02
 """Differences in mean loss below this, two percent of perplexity, are printed but not judged. The update of one training step
