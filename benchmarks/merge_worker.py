@@ -11,7 +11,7 @@ def main() -> int:
     """Read the job from the command line, merge, print what it took."""
     job = json.loads(sys.argv[1])
     run = {"quantkit": quantkit_merge, "PEFT": peft_merge}[job["tool"]]
-    prepare(job["tool"])
+    prepare(job["tool"], job["kind"])
     if job["tool"] == "quantkit":
         job["recipe"] = recipe_of(job["kind"])
     imported, wall, processor = memory_bytes("VmRSS"), time.perf_counter(), time.process_time()
@@ -23,13 +23,16 @@ def main() -> int:
     return 0
 
 
-def prepare(tool: str) -> None:
+def prepare(tool: str, kind: str) -> None:
     """Import what the merge will import, so that its time and memory are told apart from the libraries'."""
-    import bitsandbytes
     import peft
     import transformers
 
-    _ = bitsandbytes, peft.PeftModel, transformers.AutoModelForCausalLM, transformers.LlamaForCausalLM
+    if kind != "16 bit":
+        import bitsandbytes
+
+        _ = bitsandbytes
+    _ = peft.PeftModel, transformers.AutoModelForCausalLM, transformers.LlamaForCausalLM
     transformers.utils.logging.disable_progress_bar()
     if tool == "quantkit":
         import quantkit.merging.stream

@@ -120,8 +120,8 @@ class FolderAdapter:
             delta = delta.T if transposed else delta
         else:
             product = parts["B"] @ parts["A"]
-            delta = (product.T if transposed else product) * self.settings.scaling(module)
-        folded = weight + delta
+            delta = (product.T if transposed else product).mul_(self.settings.scaling(module))
+        folded = weight + delta if transposed else delta.add_(weight)  # in place: a copy less of the largest layer
         if self.settings.kind == "DoRa":
             folded = _dora(weight, delta, parts["magnitude"], folded, transposed=transposed)
         if not all_finite(folded):
