@@ -88,7 +88,7 @@ def test_a_torchao_folder_carries_adapters_in_another_data_type_than_it_was_stor
 def test_what_torchao_cannot_group_and_what_is_no_number_is_refused_by_name(tiny_model: Path) -> None:
     pytest.importorskip("torchao")
     methods = installed_methods()
-    with pytest.raises(UsageError, match=r"group_size 48 does not divide the 128 input columns of model\.layers\.0\.self_attn\.q_proj"):
+    with pytest.raises(UsageError, match=r"group_size 48 does not divide the 128 input columns of model\.layers\.0"):
         load_base(str(tiny_model), plan=plan_of("TorchAO", group_size=48), methods=methods, device="cpu")
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     model.get_submodule(LAYER).weight.data[0, 0] = torch.nan
