@@ -20,7 +20,7 @@ from typing import Any
 from goals import add_flags, finish, signed
 from models import model_folder
 from quantize_cases import GROUP_SIZE, PEERS, QUICK, WIDTHS, all_cases
-from quantize_judge import closed_gap, compare, judge, summary
+from quantize_judge import SAME, closed_gap, compare, judge, summary
 from quantize_run import Setting, dense_row, measure_all
 from quantize_texts import LENGTH, write_texts
 
@@ -129,8 +129,10 @@ def shown(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[object]]]:
             cells.append([*start, *[None] * 10, row["error"]])
             continue
         size, peak = row.get("size_bytes"), row.get("peak_rss_bytes")
-        drift = max(row.get("reload", 0.0), row.get("fresh_process_drift", 0.0))
-        marks = [f"{drift:.1g} nats off when loaded"] if drift > 1e-6 else []
+        drift = max(row.get("reload", 0.0), row.get("stored_drift", 0.0))
+        marks = [f"{drift:.1g} nats off when loaded"] if drift > SAME else []
+        if drift <= SAME < row.get("run_drift", 0.0):
+            marks.append(f"{row['run_drift']:.1g} nats off by the library's own packing")
         marks += ["beyond its gate"] if row.get("gate") == "failed" else []
         cells.append(
             [

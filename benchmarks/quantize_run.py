@@ -16,11 +16,13 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from math import log
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from quantize_cases import GROUP_SIZE, OURS, Case
+from quantize_make import CHECKED_ROWS
 
 from quantkit.errors import QuantkitError
 from quantkit.files import write_json
@@ -124,9 +126,13 @@ def _measure(case: Case, setting: Setting, maker: Maker, folder: Path) -> dict[s
     found = _evaluate(setting, folder, made.pop("out", str(out)))
     if "bits_per_weight" in made:
         found |= {"size_bytes": None, "loader": "dense weights on its grid"}
-    recorded = made.pop("recorded", None)
+    kept, recorded = found.pop("kept_layout_nll", None), made.pop("recorded", None)
     if recorded is not None:
-        found["fresh_process_drift"] = _drift(found["rows"], recorded)
+        checked = found["rows"][:CHECKED_ROWS]
+        tokens = sum(row["tokens"] for row in checked)
+        plain, said = sum(row["nll"] for row in checked), log(recorded["perplexity"])
+        found["run_drift"] = abs(plain / tokens - said)
+        found["stored_drift"] = found["run_drift"] if kept is None else abs(sum(kept) / tokens - said)
     return found | made | {"measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
 
@@ -140,17 +146,6 @@ def _evaluate(setting: Setting, folder: Path, weights: str) -> dict[str, Any]:
     }
     command = [sys.executable, str(HERE / "quantize_measure.py")]
     return _process(command, job, folder / "measure_job.json", setting)
-
-
-def _drift(rows: list[dict[str, float]], recorded: dict[str, Any]) -> float:
-    """Return by how many nats per token a fresh process differs from what the record says of the model in memory."""
-    from math import log
-
-    from quantize_make import CHECKED_ROWS
-
-    checked = rows[:CHECKED_ROWS]
-    found = sum(row["nll"] for row in checked) / sum(row["tokens"] for row in checked)
-    return abs(found - log(recorded["perplexity"]))
 
 
 def _process(command: list[str], job: dict[str, Any], file: Path, setting: Setting) -> dict[str, Any]:

@@ -22,7 +22,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 def row(name: str, nll: float, *, cpu_s: float = 1.0, reload: float = 0.0) -> dict[str, Any]:
     rows = [{"nll": 10 * nll + index / 10, "tokens": 10, "kl": 0.1, "top1": 0.9} for index in range(4)]
-    own = {"by": name.split(maxsplit=1)[0], "name": name, "cpu_s": cpu_s, "reload": reload, "fresh_process_drift": 0.0}
+    own = {"by": name.split(maxsplit=1)[0], "name": name, "cpu_s": cpu_s, "reload": reload, "stored_drift": 0.0}
     return own | {"rows": rows} | summary(rows)
 
 
@@ -63,7 +63,7 @@ def test_gptq_is_timed_against_the_peer_that_is_better():
 
 def test_what_was_not_measured_is_not_judged():
     goals, missing = judge(rows_of(quantkit_HQQ_4=2.0))
-    assert [goal.name.split(",")[0] for goal in goals] == ["saved models in plain transformers"]
+    assert [goal.name.split(",")[0] for goal in goals] == ["saved models loaded by transformers"]
     assert "quantkit HQQ 4 against hqq HQQ 4" in missing
     assert compare(rows_of(quantkit_HQQ_4=2.0)) == []
 
@@ -155,5 +155,5 @@ def test_the_quick_form_runs(tiny_model: Path, tmp_path: Path):
     ours = rows["quantkit RTN 4"]
     assert 4.25 <= ours["bits_per_weight"] < 4.3
     assert 0 < ours["mean_kl"] < 0.1
-    assert ours["reload"] == ours["fresh_process_drift"] == 0
+    assert ours["reload"] == ours["stored_drift"] == ours["run_drift"] == 0
     assert [goal["holds"] for goal in found["goals"]] == [True]
