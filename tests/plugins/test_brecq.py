@@ -80,7 +80,7 @@ def test_a_seed_gives_the_same_result_again_and_the_block_is_left_as_it_was_foun
     results = []
     for seed in (1, 1, 2):
         block = make_block()
-        results.append(reconstruct_block(block, GRID, Settings(annealing=Annealing(100), seed=seed)))
+        results.append(reconstruct_block(block, GRID, settings(start="nearest", asymmetry=0.0, seed=seed)))
         assert "forward" not in block.linears["blocks.0.down"].__dict__
         assert all(parameter.grad is None for parameter in block.module.parameters())
     assert all(torch.equal(results[0][name].codes, item.codes) for name, item in results[1].items())
@@ -123,7 +123,7 @@ def test_padding_has_no_say() -> None:
         block = make_block()
         block.hidden[7] = block.hidden[7].clone()
         block.hidden[7][:, 30:] = padding
-        results.append(reconstruct_block(block, GRID, Settings(annealing=Annealing(100))))
+        results.append(reconstruct_block(block, GRID, settings(start="nearest", asymmetry=0.0)))
     assert all(torch.equal(results[0][name].codes, item.codes) for name, item in results[1].items())
 
 
@@ -135,6 +135,7 @@ def test_padding_has_no_say() -> None:
         ({"beta_end": 0.0}, "beta_end is 0.0; it must be a positive number"),
         ({"reg_weight": -1.0}, "reg_weight is -1.0; it must be 0 or a positive number"),
         ({"settling": 2.0}, "settling is 2.0; it is a fraction from 0 to 1"),
+        ({"asymmetric_reconstruction": -1.0}, "asymmetric_reconstruction is -1.0; it is a fraction from 0 to 1"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:

@@ -42,6 +42,8 @@ class BrecqOptions:
     """Share of the steps before the regulariser sets in."""
     refit_scales: bool = True
     """Fit the start's scales to its codes, by least squares on each layer's outputs; the paper holds them."""
+    asymmetric_reconstruction: float = 0.5
+    """How far a layer's start aims from its output on the quantized model's inputs (0) to that on the original's (1)."""
     damp_percent: float = 0.01
     """Share of the Hessian's mean diagonal that is added to its diagonal."""
     equal_tokens: bool = True
@@ -61,7 +63,7 @@ class BrecqOptions:
         for name in ("scale_learning_rate", "reg_weight", "seed"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 or a positive number")
-        for name in ("settling", "warmup", "damp_percent"):
+        for name in ("settling", "warmup", "asymmetric_reconstruction", "damp_percent"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it is a fraction from 0 to 1")
 
@@ -124,6 +126,7 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
         reg_weight=options["reg_weight"],
         damp_percent=options["damp_percent"],
         refit=options["refit_scales"],
+        asymmetry=options["asymmetric_reconstruction"],
         equal_tokens=options["equal_tokens"],
         seed=options["seed"],
     )
