@@ -30,6 +30,8 @@ from quantkit.files import write_json
 LOCK = Lock()
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+ROOMS = (ROOT, ROOT / "plugins", ROOT / "registry", ROOT / "tools")
+"""Our processes run the source beside this file, whatever checkout the environment was installed from."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _process(command: list[str], job: dict[str, Any], file: Path, setting: Setti
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": str(HERE),
+        "PYTHONPATH": os.pathsep.join(map(str, (HERE, *(ROOMS if command[0] == sys.executable else ())))),
         "GPTQMODEL_CPU_WORKERS": str(cores),  # its own count gives each core several, which then wait for one another
     }
     try:
