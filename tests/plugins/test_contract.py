@@ -41,6 +41,7 @@ class TestQlora(NamedContract):
 class TestRtn(NamedContract):
     method = "RTN"
     options: ClassVar[dict[str, object]] = {"group_size": 32}
+    other_options: ClassVar[dict[str, object]] = {"activations_bits": 8}
 
 
 class TestGptq(NamedContract):

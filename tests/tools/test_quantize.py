@@ -212,7 +212,7 @@ def test_the_script_lists_the_methods_for_finished_models() -> None:
         ({"--calib": "sft"}, "RTN uses no calibration text; leave out --calib"),
         ({"--method": "GPTQ", "--gate-data": None}, "GPTQ quantizes with calibration text; name some with --calib FILE"),
         ({"--method": "GPTQ", "--calib": "sft"}, "has no record of what it was trained on; name a file"),
-        ({"--acts-bits": 8}, "activations_bits 8 was asked for, but RTN makes None and has no such option"),
+        ({"--method": "HQQ", "--acts-bits": 8}, "activations_bits 8 was asked for, but HQQ makes None and has no such option"),
         ({"--bits": 5}, "weights_bits is '5'"),
         ({"--damp-percent": "0.1"}, "damp_percent is no option of RTN but of "),
         ({"--grup-size": 4}, "Did you mean --group-size?"),
@@ -237,4 +237,4 @@ def test_help_says_what_each_flag_is_for(capsys: pytest.CaptureFixture[str]) -> 
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert ended.value.code == 0
     assert "Rows of calibration text." in printed
-    assert "Half-quadratic steps." in printed
+    assert "Steps from the best range found." in printed
