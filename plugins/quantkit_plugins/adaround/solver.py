@@ -10,6 +10,10 @@ calibration tokens for the price of one [out, in] × [in, in] product, and memor
 
 Rows do not interact. Each row's loss is divided by what uniform rounding noise would cost it, Σ_j H_jj·s_j²/12, and
 multiplied by the number of columns: about one per weight, like the regulariser, so that one `reg_weight` fits all layers.
+
+Started from GPTQ, with scales refitted and single codes moved to their optimum afterwards (`sweep`), which the paper does not
+do, few steps are left to gain: SmolLM2, 3 bits in groups of 64, relative error of block 14's output on text not calibrated
+on: GPTQ 0.0382; here with 1 step 0.0364, 40 steps 0.0363, 100 steps 0.0364.
 """
 
 from dataclasses import dataclass
