@@ -50,7 +50,7 @@ def declare_method() -> MethodInfo:
     """Declare HQQ."""
     return MethodInfo(
         name=QuantMethod.HQQ,
-        summary="Integers in groups, scale and zero point fitted to the weights alone by half-quadratic splitting (HQQ)",
+        summary="Integers in groups, scale and zero point fitted to the weights alone; no calibration (HQQ)",
         options=HqqOptions,
         stages=frozenset({Stage.BASE, Stage.TRAINED}),
         requirements=("compressed-tensors>=0.19",),
