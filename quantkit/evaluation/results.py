@@ -5,14 +5,14 @@ goes on standing there when the folder's content has changed.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from quantkit.errors import UsageError
 from quantkit.evaluation.statistics import Score
 from quantkit.spec import read_fields
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MARKS = (("EMPTY", "empty_rate", True), ("LOOPS", "repetition_rate", True), ("NO STOP", "stop_rate", False))
 """Mark, the rate it is read off, and whether a high rate is the bad one; half of the answers earn it."""
 
@@ -25,8 +25,17 @@ class RowResult:
     gold: str
     answer: str | None
     correct: bool
-    stopped: bool
-    text: str
+    stopped: bool | None = None
+    """Whether the answer ended by itself; None where none was generated."""
+    text: str = ""
+    value: float | None = None
+    """The task's measure of this row where right or wrong is too coarse for it, e.g. F1."""
+    generated_tokens: int = 0
+    nll: float | None = None
+    """Summed negative log-likelihood of the response, in nats, over `nll_tokens`."""
+    nll_tokens: int = 0
+    kl: float | None = None
+    """Mean divergence from the reference model over the response's positions, in nats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +49,14 @@ class Cost:
     perplexity_s: float
     peak_rss_bytes: int
     """Largest resident memory of the process in this task's stages."""
+    prefill_tokens_per_s: float | None = None
+    """Prompt tokens per second of one prompt at a time, after warm-up; None where it was not measured."""
+    decode_tokens_per_s: float | None = None
+    """Tokens per second after the first of one answer at a time, after warm-up."""
+    latency_s: dict[str, float] = field(default_factory=dict)
+    """`p50`, `p90`, `p99` of the seconds one prompt alone takes to its whole answer, after warm-up."""
+    latency_n: int = 0
+    """Prompts that the latencies and the two speeds were measured on."""
     peak_allocated_bytes: dict[str, int] = field(default_factory=dict)
     peak_reserved_bytes: dict[str, int] = field(default_factory=dict)
 
@@ -73,7 +90,7 @@ class TaskResult:
         """Return what must be said beside the score: FLOOR, or that most answers are empty, loop or never stop."""
         marks = ["FLOOR"] if self.main.is_floor else []
         for mark, rate, bad_when_high in MARKS:
-            value = self.scores[rate].value
+            value = self.scores[rate].value if rate in self.scores else 0.0 if bad_when_high else 1.0
             if (value if bad_when_high else 1 - value) >= 0.5:
                 marks.append(mark)
         return marks
@@ -102,7 +119,8 @@ class TaskResult:
             raise UsageError("result: scores is missing or no object")
         result = read_fields(cls, plain | {"scores": {}}, where="result")
         object.__setattr__(result, "scores", {str(name): Score.from_dict(score) for name, score in scores.items()})
-        for name in (result.metric, *(rate for _, rate, _ in MARKS)):
+        generated = any(row.stopped is not None for row in result.rows)
+        for name in (result.metric, *(rate for _, rate, _ in MARKS if generated)):
             if name not in result.scores:
                 raise UsageError(f"result: scores has no {name!r}; it has {', '.join(result.scores) or 'nothing'}")
         return result
@@ -125,10 +143,14 @@ class ArtifactResult:
     memory: dict[str, Any]
     """Peaks of every stage, `load` first (`quantkit.memory.MemoryLog`)."""
     results: list[TaskResult]
+    size_bytes: int | None = None
+    """Bytes on disk of the artifact's own files, without the base of an adapter."""
+    bits_per_weight: float | None = None
+    """Stored bits of all weights used (an adapter's base included), by their number; read off the files."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; `from_dict` is its inverse."""
-        plain = {key: getattr(self, key) for key in ("path", "name", "artifact", "kind", "quantization", "evidence", "memory")}
+        plain = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "results"}
         return plain | {"results": [result.to_dict() for result in self.results]}
 
     @classmethod

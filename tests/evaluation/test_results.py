@@ -75,7 +75,7 @@ def test_results_survive_json() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"schema_version": 99}, "schema_version is 99; this quantkit reads 1"),
+        ({"schema_version": 99}, "schema_version is 99; this quantkit reads 2"),
         ({"scores": None}, "scores is missing or no object"),
         ({"metric": "exact_mtach"}, "scores has no 'exact_mtach'"),
         ({"extra": 1}, "unknown key 'extra'"),
