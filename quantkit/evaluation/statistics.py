@@ -6,17 +6,16 @@ averaged.
 """
 
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from quantkit.errors import UsageError
+from quantkit.evaluation.resampling import check_values, interval, mean_of, ratio_of, resample
 from quantkit.spec import read_fields
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +89,11 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """
     if n < 1 or not 0 <= successes <= n:
         raise UsageError(f"{successes} of {n} is no share; at least one row is needed")
-    share, z2 = successes / n, Z_95 * Z_95
+    return _wilson(successes / n, n)
+
+
+def _wilson(share: float, n: int) -> tuple[float, float]:
+    z2 = Z_95 * Z_95
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
@@ -103,11 +106,84 @@ def share_score(successes: int, n: int, *, coverage: float = 1.0, floors: Sequen
 
 
 def bootstrap_ratio(pairs: Sequence[tuple[float, float]], *, seed: int) -> tuple[float, float]:
-    """Return the 95 % percentile interval of Σ first / Σ second over rows drawn with replacement (1000 resamples)."""
-    chance = random.Random(seed)
-    ratios = []
-    for _ in range(RESAMPLES):
-        drawn = chance.choices(pairs, k=len(pairs))
-        ratios.append(sum(pair[0] for pair in drawn) / sum(pair[1] for pair in drawn))
-    ratios.sort()
-    return ratios[round(0.025 * (RESAMPLES - 1))], ratios[round(0.975 * (RESAMPLES - 1))]
+    """Return the 95 % bootstrap interval of Σ first / Σ second over rows; every second must be positive."""
+    first, second = zip(*pairs, strict=True)
+    return interval(resample((first, second), ratio_of, seed=seed), len(pairs))
+
+
+def mean_score(
+    values: Sequence[float], *, seed: int, coverage: float, floors: Sequence[Floor] = (), higher_is_better: bool = True
+) -> Score:
+    """Return the mean of one value per row, such as F1 or a divergence in nats, with its bootstrap interval.
+
+    `coverage` is the share of all rows asked that these are; it has no default, because a mean over the rows that went well
+    looks like a mean over all. Where all rows have one value between 0 and 1, resampling shows no spread and the interval is
+    Wilson's, which no such values of that mean can exceed in width.
+    """
+    check_values(values, "mean")
+    n = len(values)
+    value = math.fsum(values) / n
+    bounds, how = interval(resample((values,), mean_of, seed=seed), n), "bootstrap"
+    if min(values) == max(values) and 0.0 <= value <= 1.0:
+        bounds, how = _wilson(value, n), "wilson"
+    return _score(value, n, bounds, interval=how, coverage=coverage, floors=tuple(floors), higher_is_better=higher_is_better)
+
+
+def ratio_score(
+    pairs: Sequence[tuple[float, float]],
+    *,
+    seed: int,
+    coverage: float,
+    floors: Sequence[Floor] = (),
+    higher_is_better: bool = True,
+) -> Score:
+    """Return Σ first / Σ second over rows, such as a mean per token with each row's tokens as its second, rows resampled.
+
+    Rows whose second is 0 weigh nothing and are left out of `n`; `coverage` has to say so.
+    """
+    check_values([number for pair in pairs for number in pair], "ratio")
+    kept = [pair for pair in pairs if pair[1] > 0]
+    if not kept:
+        raise UsageError(f"ratio of {len(pairs)} rows: every weight is 0; at least one must be above it")
+    value = math.fsum(first for first, _ in kept) / math.fsum(second for _, second in kept)
+    return _score(
+        value,
+        len(kept),
+        bootstrap_ratio(kept, seed=seed),
+        coverage=coverage,
+        floors=tuple(floors),
+        higher_is_better=higher_is_better,
+    )
+
+
+def quantile_score(
+    rows: Sequence[Sequence[float]],
+    q: float,
+    *,
+    seed: int,
+    coverage: float,
+    floors: Sequence[Floor] = (),
+    higher_is_better: bool = True,
+) -> Score:
+    """Return the `q` quantile of all values, such as the 99th percentile of divergence per token; whole rows are resampled.
+
+    `rows` holds each row's values, e.g. one per position: positions of one text resemble each other, and resampling them
+    singly would give too narrow an interval. One value per row is `[[value], …]`. The quantile is the smallest value that
+    at least the share `q` of all values does not exceed.
+    """
+    import numpy as np
+
+    from quantkit.evaluation.resampling import resampled_quantiles
+
+    kept = [row for row in rows if row]
+    check_values([value for row in kept for value in row], "quantile")
+    if not 0.0 < q < 1.0:
+        raise UsageError(f"quantile {q}; it must lie between 0 and 1")
+    value = float(np.quantile(np.concatenate([np.asarray(row, dtype=np.float64) for row in kept]), q, method="inverted_cdf"))
+    bounds = interval(resampled_quantiles(kept, q, seed=seed), len(kept))
+    return _score(value, len(kept), bounds, coverage=coverage, floors=tuple(floors), higher_is_better=higher_is_better)
+
+
+def _score(value: float, n: int, bounds: tuple[float, float], *, interval: str = "bootstrap", **rest: Any) -> Score:
+    low, high = min(bounds[0], value), max(bounds[1], value)  # rounding, and skewed draws of few rows
+    return Score(value=value, n=n, low=low, high=high, interval=interval, **rest)

@@ -1,11 +1,22 @@
 """Intervals against published values; scores that cannot be built without what it takes to judge them."""
 
+import random
+from collections.abc import Callable
 from dataclasses import fields
 
 import pytest
 
 from quantkit.errors import UsageError
-from quantkit.evaluation.statistics import Floor, Score, bootstrap_ratio, share_score, wilson_interval
+from quantkit.evaluation.statistics import (
+    Floor,
+    Score,
+    bootstrap_ratio,
+    mean_score,
+    quantile_score,
+    ratio_score,
+    share_score,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +106,55 @@ def test_the_bootstrap_holds_the_ratio_and_repeats_for_a_seed() -> None:
     assert (low, high) == bootstrap_ratio(pairs, seed=3)
     assert low < sum(pair[0] for pair in pairs) / 100 < high
     assert bootstrap_ratio([(1.0, 2.0)], seed=0) == (0.5, 0.5)
+
+
+def test_the_mean_of_a_few_equal_values_is_not_certain() -> None:
+    five = mean_score([1.0] * 5, seed=0, coverage=0.1, floors=[Floor(name="empty", value=0.6)])
+    assert (five.value, five.interval, five.is_floor) == (1.0, "wilson", True)
+    assert five.low == pytest.approx(0.5655, abs=1e-4)
+    assert mean_score([0.25, 0.5] * 3, seed=0, coverage=1.0).interval == "bootstrap"
+
+
+@pytest.mark.parametrize(("n", "least"), [(6, 0.90), (40, 0.93)])
+def test_95_percent_intervals_of_a_mean_hold_it_about_as_often(n: int, least: float) -> None:
+    chance = random.Random(1)
+    held = 0
+    for seed in range(200):
+        score = mean_score([chance.gauss(2.0, 1.0) for _ in range(n)], seed=seed, coverage=1.0)
+        held += score.low <= 2.0 <= score.high
+    assert least <= held / 200 <= 0.99
+
+
+def test_a_ratio_weighs_rows_by_their_second_and_leaves_out_those_without() -> None:
+    score = ratio_score([(3.0, 2.0), (4.0, 1.0), (9.0, 0.0)], seed=0, coverage=2 / 3, higher_is_better=False)
+    assert (score.value, score.n, score.coverage) == (pytest.approx(7 / 3), 2, 2 / 3)
+    assert score.low <= score.value <= score.high
+
+
+def test_a_quantile_resamples_whole_rows() -> None:
+    alike = [[float(row)] * 50 for row in range(20)]
+    score = quantile_score(alike, 0.5, seed=0, coverage=1.0)
+    assert (score.value, score.n) == (9.0, 20)
+    singly = quantile_score([[value] for row in alike for value in row], 0.5, seed=0, coverage=1.0)
+    assert score.high - score.low > 3 * (singly.high - singly.low)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: mean_score([], seed=0, coverage=1.0), "mean of no rows; at least one is needed"),
+        (lambda: mean_score([1.0, float("nan")], seed=0, coverage=1.0), "mean: value 1 is nan; a row without a finite value"),
+        (lambda: ratio_score([(1.0, 0.0)], seed=0, coverage=1.0), "ratio of 1 rows: every weight is 0"),
+        (lambda: quantile_score([[1.0]], 1.0, seed=0, coverage=1.0), "quantile 1.0; it must lie between 0 and 1"),
+        (lambda: quantile_score([[]], 0.5, seed=0, coverage=1.0), "quantile of no rows"),
+    ],
+)
+def test_a_mean_of_nothing_is_no_number(call: Callable[[], Score], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        call()
+
+
+def test_a_mean_cannot_be_had_without_its_coverage() -> None:
+    for make in (mean_score, ratio_score):
+        with pytest.raises(TypeError, match="coverage"):
+            make([(1.0, 1.0)], seed=0)  # type: ignore[call-arg, operator]
