@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
-from quantkit.errors import UsageError
+from quantkit.errors import UsageError, did_you_mean
 from quantkit.options import check_value
 from quantkit.plan import PEFT_KINDS, AdapterPlan, AdapterStart, PeftKind
 
@@ -24,8 +24,11 @@ Scheduler = Literal[
 
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
     {"output_dir", "overwrite", "logging_steps", "save_steps", "save_total_limit", "resume_from_checkpoint", "report_to"}
+    | {"name_settings"}
 )
 """Fields that two runs may differ in and still give the same weights; the fingerprint leaves them out."""
+NOT_IN_NAMES = WITHOUT_EFFECT_ON_WEIGHTS | {"method_options", "trust_remote_code", "device", "revision"}
+"""Fields that `name_settings` cannot list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +142,8 @@ class RunConfig:
     """Folder under which the artifact is saved by its standardized name."""
     overwrite: bool = False
     """Replace an artifact of the same name."""
+    name_settings: tuple[str, ...] = ()
+    """Further settings that the artifact's name carries, for runs that differ in nothing else it says: seed, …"""
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -149,6 +154,13 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and not holds(value):
                 raise UsageError(f"settings: {name} is {value!r}; it must be {wanted}")
+        nameable = [*(name for name in self.to_dict() if name not in NOT_IN_NAMES), *self.method_options]
+        for name in self.name_settings:
+            if name not in nameable:
+                raise UsageError(
+                    f"settings: name_settings has {name!r}; it must be a setting with an effect on the weights, or an option"
+                    f" that is set.{did_you_mean(name, nameable)}"
+                )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, where: str = "settings", methods: Any = None) -> Self:
@@ -193,6 +205,12 @@ class RunConfig:
         data = {key: value for key, value in self.to_dict().items() if key not in WITHOUT_EFFECT_ON_WEIGHTS}
         return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
 
+    @property
+    def named(self) -> dict[str, Any]:
+        """Return setting → value of what `name_settings` lists, as plain JSON data."""
+        values = {**self.method_options, **self.to_dict()}
+        return {name: values[name] for name in self.name_settings}
+
     def adapter_plan(self, recommended_r: int = 16) -> AdapterPlan:
         """Return the adapter asked for; `recommended_r` stands in for a rank that was left open."""
         r = self.lora_r or recommended_r
@@ -208,11 +226,14 @@ class RunConfig:
         )
 
 
+LISTS = ("target_modules", "modules_to_save", "report_to", "name_settings")
+
+
 def _loosened(name: str, value: Any) -> Any:
     """Accept the spellings that have one meaning: `"q_proj,v_proj"`, `"none"` trackers, `lora`, `bf16`, a `Path`."""
     if isinstance(value, bool) and name in NUMBERS:
         raise UsageError(f"settings: {name} is {value!r}; it must be a number")
-    if name in ("target_modules", "modules_to_save", "report_to") and (value is None or isinstance(value, str)):
+    if name in LISTS and (value is None or isinstance(value, str)):
         words = tuple(word.strip() for word in (value or "").split(",") if word.strip())
         return () if name == "report_to" and words == ("none",) else words
     if name == "init_lora_weights" and value is True:  # PEFT's own default

@@ -6,6 +6,7 @@ from a plan; nothing about weights is ever derived from a name.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +14,7 @@ from typing import Any, Self
 from quantkit.errors import UsageError
 from quantkit.plan import AdapterPlan
 from quantkit.spec import DTYPE_TAGS, METHOD_NAME, NAME_TAG, QuantizationSpec, QuantMethod
+from quantkit_registry.setting_tags import setting_tags
 
 MAX_BYTES = 255
 """The longest file name that common file systems take."""
@@ -95,10 +97,12 @@ class ArtifactName:
         recipe: QuantizationSpec,
         merged_dtype: str | None = None,
         merge_policy: str | None = None,
+        named: Mapping[str, Any] | None = None,
     ) -> Self:
         """Return the name of what a run makes.
 
-        `base` is a hub id or path; `recipe` is the plan's spec, `merged_dtype` the stored data type where it differs from it.
+        `base` is a hub id or path; `recipe` is the plan's spec, `merged_dtype` the stored data type where it differs from it,
+        `named` the further settings that the name is to carry.
         Dense weights that are not bfloat16 and whose width does not tell them apart carry their data type as first tag.
 
         Raises:
@@ -110,14 +114,14 @@ class ArtifactName:
             dataset=dataset,
             finetuning=None if dataset is None else finetuning,
             adapter=adapter.label,
-            **_recipe_fields(recipe, (DTYPE_TAGS["float16"],) if odd_dense else ()),
+            **_recipe_fields(recipe, (DTYPE_TAGS["float16"],) if odd_dense else (), named),
             merged_dtype=merged_dtype,
             merge_policy=merge_policy,
         )
 
-    def quantized(self, recipe: QuantizationSpec) -> Self:
-        """Return the name of this model after post-training quantization to `recipe`."""
-        return replace(self, **_recipe_fields(recipe, ()), merged_dtype=None, merge_policy=None)
+    def quantized(self, recipe: QuantizationSpec, named: Mapping[str, Any] | None = None) -> Self:
+        """Return the name of this model after post-training quantization to `recipe`; `named` is what its own name carries."""
+        return replace(self, **_recipe_fields(recipe, (), named), merged_dtype=None, merge_policy=None)
 
     def merged(self, dtype: str | None, policy: str | None = None) -> Self:
         """Return the name of this adapter folded in; `dtype` and `policy` are `merged_dtype` and `merge_policy`."""
@@ -238,14 +242,14 @@ def base_name(source: str | Path) -> str:
     return kept
 
 
-def _recipe_fields(recipe: QuantizationSpec, first_tags: tuple[str, ...]) -> dict[str, Any]:
+def _recipe_fields(recipe: QuantizationSpec, first_tags: tuple[str, ...], named: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "method": recipe.method,
         "weights_bits": recipe.weights_bits,
         "group_size": recipe.group_size,
         "activations_bits": recipe.activations_bits,
         "kv_cache_bits": recipe.kv_cache_bits,
-        "tags": (*first_tags, *recipe.tags),
+        "tags": (*first_tags, *recipe.tags, *setting_tags(named or {})),
         "lm_head_dtype": recipe.lm_head_dtype,
     }
 

@@ -89,8 +89,22 @@ def name_contradictions(record: ArtifactRecord) -> list[str]:
         recipe=record.recipe.spec,
         merged_dtype=stored if differs or set_apart else None,
         merge_policy=said.merge_policy if merged and not differs else policy if differs else None,
+        named=named_settings(record),
     )
-    return [] if wanted == said else [f"recipe and weights give the name {format_name(wanted)}"]
+    settings = record.training.get("settings")
+    trained = {**settings, **(settings.get("method_options") or {})} if isinstance(settings, Mapping) else {}
+    faults = [
+        f"named by {name} {value!r}, trained with {trained[name]!r}"
+        for name, value in named_settings(record).items()
+        if name in trained and trained[name] != value
+    ]
+    return faults + ([] if wanted == said else [f"recipe and weights give the name {format_name(wanted)}"])
+
+
+def named_settings(record: ArtifactRecord) -> Mapping[str, Any]:
+    """Return setting → value of the further settings that an artifact's name carries."""
+    named = record.data.get("name_settings")
+    return named if isinstance(named, Mapping) else {}
 
 
 def _base(record: ArtifactRecord) -> Check:

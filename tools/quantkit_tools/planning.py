@@ -162,6 +162,7 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
             recipe=plan.spec,
             merged_dtype=config.save_dtype if differs else None,
             merge_policy="base" if differs and config.merge == "base" else None,
+            named=config.named if trains else None,
         )
     )
     return RunPlan(

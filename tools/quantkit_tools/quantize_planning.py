@@ -14,6 +14,7 @@ from quantkit.plan import AdapterPlan, PlanContext, QuantizationPlan, Stage
 from quantkit.spec import DENSE_BITS, QuantizationSpec
 from quantkit_registry.names import ArtifactName, format_name, parse_name
 from quantkit_registry.store import Registry, default_root
+from quantkit_registry.verify import named_settings
 from quantkit_tools.opening import Opened, open_path
 from quantkit_tools.quantize_flags import QuantizeConfig
 
@@ -196,7 +197,8 @@ def _dense_dtype(source: Opened) -> str:
 
 def _name(source: Opened, config: QuantizeConfig, recipe: QuantizationSpec) -> ArtifactName:
     if source.detection.record is not None:
-        return parse_name(source.detection.record.name).quantized(recipe)
+        record = source.detection.record
+        return parse_name(record.name).quantized(recipe, named_settings(record))
     return ArtifactName.of(base=config.src, dataset=None, adapter=AdapterPlan(kind="NoPeft"), recipe=recipe)
 
 

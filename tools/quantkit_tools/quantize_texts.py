@@ -15,7 +15,7 @@ from quantkit_tools.quantize_planning import QuantizeJob
 from quantkit_tools.quantizing import Making
 
 SFT = "sft"
-KEPT_OF_DATA = ("dataset", "fingerprint", "system_prompt")
+KEPT_OF_DATA = ("dataset", "fingerprint", "system_prompt", "name_settings")
 """What a quantized model's record keeps of its source's training data; it is still asked with that system prompt."""
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 FEWEST_TOKENS = 256
 """Fewest tokens of training rows that a base is calibrated on."""
+OF_CALIBRATION = ("seed", "calib_rows", "calib_length", "trunc_train", "max_length", "system_prompt")
+"""Settings of a run that decide which text its base is calibrated on."""
 
 
 def with_quantized_base(run: RunPlan, data: "PreparedData", tokenizer: Any, methods: Methods) -> RunPlan:
@@ -46,8 +48,9 @@ def with_quantized_base(run: RunPlan, data: "PreparedData", tokenizer: Any, meth
     )
     calibrates = methods.wants_calibration(plan)
     texts = split_texts(data, settings, source=f"training rows of {data.report.source}", calibrates=calibrates)
+    named = _named(run, calibrates=calibrates)
     name = format_name(
-        ArtifactName.of(base=run.config.model_name_or_path, dataset=None, adapter=plan.adapter, recipe=plan.spec)
+        ArtifactName.of(base=run.config.model_name_or_path, dataset=None, adapter=plan.adapter, recipe=plan.spec, named=named)
     )
     target = run.target.parent / name
     fingerprint = fingerprint_base(run.base, revision=run.config.revision)
@@ -65,6 +68,7 @@ def with_quantized_base(run: RunPlan, data: "PreparedData", tokenizer: Any, meth
             limits=limits_for(plan.spec.weights_bits, methods.info(plan.method).gate_limits),
             base=BaseReference(name_or_path=run.base, revision=run.config.revision, fingerprint=fingerprint),
             identity=fingerprint,
+            data={"name_settings": named} if named else {},
             trust_remote_code=run.config.trust_remote_code,
         )
         console.say(f"base: quantizing {run.config.model_name_or_path} with {plan.method} first")
@@ -86,6 +90,12 @@ def _base_plan(run: RunPlan, methods: Methods) -> QuantizationPlan:
         model_config=run.model_config,
     )
     return methods.plan(run.plan.method, run.config.method_options, context)
+
+
+def _named(run: RunPlan, *, calibrates: bool) -> dict[str, Any]:
+    """Return those settings in the run's name that the base depends on, too."""
+    own = (*run.config.method_options, *(OF_CALIBRATION if calibrates else ()))
+    return {name: value for name, value in run.config.named.items() if name in own}
 
 
 def _dense(plan: QuantizationPlan) -> QuantizationSpec:

@@ -194,7 +194,7 @@ def make_record(
     facts: dict[str, Any] = {}
     if data is not None:
         facts = {"dataset": config.dataset_name, "fingerprint": data.fingerprint, "system_prompt": data.system_prompt}
-        facts |= data.report.to_dict()
+        facts |= data.report.to_dict() | ({"name_settings": config.named} if config.named else {})
     return ArtifactRecord(
         name=run.name,
         kind="adapter" if run.kind == "adapter" else "model",
