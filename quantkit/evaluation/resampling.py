@@ -115,7 +115,7 @@ def resampled_quantiles(rows: Sequence[Sequence[float]], q: float, *, seed: int,
     for _ in range(resamples):
         times = np.bincount(chance.integers(0, len(rows), size=len(rows)), minlength=len(rows))[owner]
         upto = times.cumsum()
-        drawn.append(values[np.searchsorted(upto, q * upto[-1], side="left")])
+        drawn.append(float(values[np.searchsorted(upto, q * upto[-1], side="left")]))
     return np.asarray(drawn)
 
 

@@ -6,15 +6,43 @@ goes on standing there when the folder's content has changed.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from quantkit.errors import UsageError
 from quantkit.evaluation.statistics import Score
 from quantkit.spec import read_fields
 
 SCHEMA_VERSION = 2
-MARKS = (("EMPTY", "empty_rate", True), ("LOOPS", "repetition_rate", True), ("NO STOP", "stop_rate", False))
-"""Mark, the rate it is read off, and whether a high rate is the bad one; half of the answers earn it."""
+
+
+class Mark(NamedTuple):
+    """A word beside the score, earned when a rate passes a threshold."""
+
+    name: str
+    rate: str
+    """Key of `TaskResult.scores`."""
+    threshold: float
+    """Share of rows from which it is earned; of 30 healthy runs none comes near (`tests/evaluation/test_garbage.py`)."""
+    bad_when_high: bool = True
+    fails: bool = True
+    """Whether the artifact is degenerate then, so that evaluating it exits 3; else it is only said."""
+
+
+MARKS = (
+    Mark("EMPTY", "empty_rate", 0.5),
+    Mark("LOOPS", "repetition_rate", 0.5),
+    Mark("NO STOP", "stop_rate", 0.5, bad_when_high=False),
+    Mark("CONSTANT", "constant_rate", 0.9),
+    Mark("ECHO", "echo_rate", 0.5),
+    Mark("GIBBERISH", "gibberish_rate", 0.5),
+    Mark("UNPARSED", "parsed_rate", 0.5, bad_when_high=False, fails=False),
+)
+FLOOR, BROKEN = "FLOOR", "BROKEN"
+"""A score not above its best floor by its interval; a perplexity no better than the size of the vocabulary, which is chance."""
+FEW_LABELS = 10
+"""Up to so many different references, one answer for all rows is a weak model's habit, not a broken artifact's."""
+REQUIRED_RATES = ("empty_rate", "repetition_rate", "stop_rate")
+"""What a result with generated answers cannot be read without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +108,18 @@ class TaskResult:
     cost: Cost
     rows: list[RowResult]
 
+    def __post_init__(self) -> None:
+        self.check_coverages()
+
+    def check_coverages(self) -> None:
+        """Raise `UsageError` for a score over some rows that claims to cover more; a perplexity's coverage counts tokens."""
+        for name, score in self.scores.items():
+            if not name.startswith("perplexity") and score.n < self.n and score.coverage * self.n > score.n * (1 + 1e-9):
+                raise UsageError(
+                    f"result: scores.{name} is over {score.n} of {self.n} rows but says that it covers {score.coverage:.1%};"
+                    f" its coverage is at most {score.n / self.n:.1%}"
+                )
+
     @property
     def main(self) -> Score:
         """Return the score of the task's own metric."""
@@ -87,13 +127,28 @@ class TaskResult:
 
     @property
     def marks(self) -> list[str]:
-        """Return what must be said beside the score: FLOOR, or that most answers are empty, loop or never stop."""
-        marks = ["FLOOR"] if self.main.is_floor else []
-        for mark, rate, bad_when_high in MARKS:
-            value = self.scores[rate].value if rate in self.scores else 0.0 if bad_when_high else 1.0
-            if (value if bad_when_high else 1 - value) >= 0.5:
-                marks.append(mark)
-        return marks
+        """Return what must be said beside the score, e.g. FLOOR, or that most answers are empty or loop."""
+        return [name for name, _ in self._found_marks()]
+
+    @property
+    def degenerate(self) -> list[str]:
+        """Return the marks that say the artifact is broken, not only weak on this task."""
+        return [name for name, fails in self._found_marks() if fails]
+
+    def _found_marks(self) -> list[tuple[str, bool]]:
+        found = [(FLOOR, False)] if self.main.is_floor else []
+        for mark in MARKS:
+            if mark.rate not in self.scores:
+                continue
+            value = self.scores[mark.rate].value
+            if (value >= mark.threshold) if mark.bad_when_high else (1 - value >= mark.threshold):
+                few = mark.rate == "constant_rate" and len({row.gold for row in self.rows}) <= FEW_LABELS
+                found.append((mark.name, mark.fails and not few))
+        return [*found, (BROKEN, True)] if self._worse_than_uniform() else found
+
+    def _worse_than_uniform(self) -> bool:
+        scores = [score for name, score in self.scores.items() if name.startswith("perplexity")]
+        return any(floor.name == "uniform" and score.low >= floor.value for score in scores for floor in score.floors)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; `from_dict` is its inverse."""
@@ -104,6 +159,7 @@ class TaskResult:
             "scores": {name: score.to_dict() for name, score in self.scores.items()},
             "cost": asdict(self.cost),
             "marks": self.marks,
+            "degenerate": self.degenerate,
             "rows": [asdict(row) for row in self.rows],
         }
 
@@ -112,15 +168,16 @@ class TaskResult:
         """Read a result back; raises `UsageError` for another schema, missing or unknown keys."""
         if data.get("schema_version") != SCHEMA_VERSION:
             raise UsageError(f"result: schema_version is {data.get('schema_version')!r}; this quantkit reads {SCHEMA_VERSION}")
-        derived = ("schema_version", "scores", "marks", "artifact")  # a filed result says whose it is
+        derived = ("schema_version", "scores", "marks", "degenerate", "artifact")  # a filed result says whose it is
         plain = {key: value for key, value in data.items() if key not in derived}
         scores = data.get("scores")
         if not isinstance(scores, Mapping):
             raise UsageError("result: scores is missing or no object")
         result = read_fields(cls, plain | {"scores": {}}, where="result")
         object.__setattr__(result, "scores", {str(name): Score.from_dict(score) for name, score in scores.items()})
+        result.check_coverages()
         generated = any(row.stopped is not None for row in result.rows)
-        for name in (result.metric, *(rate for _, rate, _ in MARKS if generated)):
+        for name in (result.metric, *(REQUIRED_RATES if generated else ())):
             if name not in result.scores:
                 raise UsageError(f"result: scores has no {name!r}; it has {', '.join(result.scores) or 'nothing'}")
         return result
