@@ -1,16 +1,18 @@
 """What does a model answer, greedily, and does it stop by itself?
 
-Prompts are sorted by length and padded on the left, so that batches waste little and every row continues from its own
-last token; in float32 the outputs equal those of one prompt at a time. Sampling settings that a checkpoint ships with
-(temperature, repetition penalty) are set aside: they would make two quantizations of one model differ by luck.
+Decoders are continued by `quantkit.evaluation.decoding`; what that cannot do (state-space layers, encoders, attention windows
+shorter than the text) goes through `model.generate`, sorted by length and padded on the left. Either way float32 answers
+equal those of one prompt at a time; in 16 bits, sums are rounded differently in a batch and a close decision can fall the
+other way, as it can between two batch sizes of any library. Sampling settings that a checkpoint ships with (temperature,
+repetition penalty) are set aside: they would make two quantizations of one model differ by luck.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.console import progress
+from quantkit.console import progress, warn
 from quantkit.errors import UsageError
 
 
@@ -49,37 +51,96 @@ def generate(
     batch_size: int,
     max_new_tokens: int,
     title: str = "generate",
+    known: Mapping[int, Generation] | None = None,
+    on_answer: Callable[[int, Generation], None] | None = None,
 ) -> list[Generation]:
     """Continue each prompt (token ids) greedily for at most `max_new_tokens`; answers come in the order of the prompts.
 
-    Raises:
-        UsageError: a prompt and its answer do not fit into the model's context.
-    """
-    import torch
+    `known` holds answers of an earlier run by the prompt's number; they are not generated again. `on_answer` hears of each new
+    one as it ends. Where a GPU's memory does not hold `batch_size` prompts, half as many are tried.
 
+    Raises:
+        UsageError: a prompt and its answer do not fit into the model's context, or a single one into the memory.
+    """
     stops = stop_token_ids(model, tokenizer)
     _check_lengths(model, prompts, max_new_tokens)
     pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    answers: dict[int, Generation] = {}
+    answers = dict(known or {})
     with _greedy(model, stops, pad, max_new_tokens) as config, progress(title, len(prompts), unit="prompts") as bar:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            width = len(prompts[chosen[0]])
-            ids = torch.full((len(chosen), width), pad, dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for row, index in enumerate(chosen):
-                length = len(prompts[index])
-                ids[row, width - length :] = torch.tensor(prompts[index], dtype=torch.long)
-                mask[row, width - length :] = 1
-            with torch.inference_mode():
-                output = model.generate(
-                    input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+        if answers:
+            bar.advance(len(answers))
+
+        def ended(index: int, tokens: list[int]) -> None:
+            answers[index] = answer = _cut(tokenizer, tokens, stops)
+            if on_answer is not None:
+                on_answer(index, answer)
+            bar.advance()
+
+        while left := {index: prompt for index, prompt in enumerate(prompts) if index not in answers}:
+            if _continued(model, left, batch_size, config, ended):
+                break
+            if batch_size == 1:
+                longest = max(map(len, left.values()))
+                raise UsageError(
+                    f"a prompt of {longest} tokens and its answer of up to {max_new_tokens} do not fit into the memory of"
+                    f" {model.device} even alone; lower --max-new-tokens, or leave out the row"
                 )
-            for row, index in enumerate(chosen):
-                answers[index] = _cut(tokenizer, output[row, width:].tolist(), stops)
-            bar.advance(len(chosen))
+            batch_size = max(1, batch_size // 2)
+            warn(f"{model.device} has not enough memory for so many prompts at a time; going on with {batch_size}")
     return [answers[index] for index in range(len(prompts))]
+
+
+Ended = Callable[[int, list[int]], None]
+
+
+def _continued(model: Any, prompts: Mapping[int, Sequence[int]], batch_size: int, config: Any, ended: Ended) -> bool:
+    """Continue the prompts of these numbers; return whether the memory was enough."""
+    import torch
+
+    from quantkit.evaluation.decoding import SlotDecoder, can_use_slots
+
+    numbers = list(prompts)
+    try:
+        if can_use_slots(model, max(map(len, prompts.values())) + config.max_new_tokens):
+            SlotDecoder(
+                model,
+                list(prompts.values()),
+                slots=batch_size,
+                max_new_tokens=config.max_new_tokens,
+                stops=config.eos_token_id,
+                pad=config.pad_token_id,
+                ended=lambda at, tokens: ended(numbers[at], tokens),
+            ).run()
+        else:
+            _by_transformers(model, prompts, batch_size, config, ended)
+    except torch.OutOfMemoryError:
+        pass
+    else:
+        return True
+    torch.cuda.empty_cache()
+    return False
+
+
+def _by_transformers(model: Any, prompts: Mapping[int, Sequence[int]], batch_size: int, config: Any, ended: Ended) -> None:
+    """Continue prompts by `model.generate`, the longest first."""
+    import torch
+
+    order = sorted(prompts, key=lambda index: -len(prompts[index]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        width = len(prompts[chosen[0]])
+        ids = torch.full((len(chosen), width), config.pad_token_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, index in enumerate(chosen):
+            length = len(prompts[index])
+            ids[row, width - length :] = torch.tensor(prompts[index], dtype=torch.long)
+            mask[row, width - length :] = 1
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+            )
+        for row, index in enumerate(chosen):
+            ended(index, output[row, width:].tolist())
 
 
 def _cut(tokenizer: Any, tokens: list[int], stops: Collection[int]) -> Generation:
