@@ -73,7 +73,7 @@ def _evaluate_task(
         "perplexity_response": perplexity_score(losses, rows, over="response", vocabulary=vocabulary, seed=seed),
         "perplexity_all": perplexity_score(losses, rows, over="all", vocabulary=vocabulary, seed=seed),
         **task.rates(texts),
-        **degeneration_rates(answers),
+        **degeneration_rates(answers, task),
     }
     generated = sum(len(answer.tokens) for answer in answers)
     peaks = MemoryLog(log.stages[before:]).overall()
