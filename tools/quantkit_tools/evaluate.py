@@ -6,16 +6,19 @@ base and recipe share a process and the base, and are exchanged on it. Results a
 folder whose files have changed does not inherit them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from quantkit import console
 from quantkit.errors import UsageError
-from quantkit.evaluation.results import ArtifactResult
+from quantkit.evaluation.results import ArtifactResult, TaskResult
+from quantkit_registry.store import RESULTS, Registry
 
 if TYPE_CHECKING:
+    from quantkit.evaluation.tasks import Task
     from quantkit.memory import MemoryLog
     from quantkit_tools.opening import Opened
 
@@ -27,7 +30,7 @@ class Flags:
     """Detect, load and score models and adapters; several at once are compared in one table."""
 
     paths: tyro.conf.Positional[tuple[str, ...]]
-    """Folders or hub ids."""
+    """Folders or hub ids; with --pending none stands for every artifact in the registry."""
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE[,FILE…]")] = None
     """Rows to ask: files, folders, built-in names (arc, openmath, NAME:FILE) or hub ids, separated by commas. Without it,
     two generated sets of one-step arithmetic."""
@@ -53,6 +56,10 @@ class Flags:
     """auto, cpu, cuda or cuda:N."""
     trust_remote_code: bool = False
     """Run model code that comes with a checkpoint."""
+    pending: bool = False
+    """Evaluate only artifacts of the registry, and of those only what has no result yet on these rows under these settings."""
+    dry_run: bool = False
+    """With --pending: list what has no result yet and why, and stop."""
     json: bool = False
     """Print one JSON object; human text goes to stderr."""
 
@@ -60,10 +67,16 @@ class Flags:
 def main(arguments: list[str]) -> int:
     """Run `quantkit evaluate`; the exit code is that of the worst path."""
     flags = tyro.cli(Flags, prog="quantkit evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    if not flags.paths:
-        raise UsageError("no path was given; quantkit evaluate FOLDER… names what to evaluate")
     if flags.json:
         console.use_stderr()
+    if flags.pending:
+        from quantkit_tools.evaluate_pending import evaluate_pending
+
+        return evaluate_pending(flags)
+    if flags.dry_run:
+        raise UsageError("--dry-run lists what has no result yet; it goes with --pending")
+    if not flags.paths:
+        raise UsageError("no path was given; quantkit evaluate FOLDER… names what to evaluate, --pending finds it")
     if len(flags.paths) == 1:
         done, failed = [evaluate_path(flags, flags.paths[0])], list[dict[str, Any]]()
     else:
@@ -85,22 +98,22 @@ def evaluate_path(flags: Flags, path: str) -> ArtifactResult:
     Raises:
         QuantkitError: the first step that failed says why; nothing is filed then.
     """
-    from quantkit.memory import MemoryLog
     from quantkit.methods import installed_methods
     from quantkit.modeling import load_source, resolve_device
 
-    opened, memory = open_named(flags, path), MemoryLog()
-    with memory.stage("load"):
-        model = load_source(
-            opened.source, installed_methods(), device=resolve_device(flags.device), trust_remote_code=flags.trust_remote_code
-        )
-    return score(flags, path, opened, model, memory)
+    opened = open_named(flags, path)
+
+    def load(memory: "MemoryLog") -> Any:
+        device = resolve_device(flags.device)
+        with memory.stage("load"):
+            return load_source(opened.source, installed_methods(), device=device, trust_remote_code=flags.trust_remote_code)
+
+    return score(flags, path, opened, load)
 
 
 def open_named(flags: Flags, path: str) -> "Opened":
     """Detect one path and say what it is."""
     from quantkit.methods import installed_methods
-    from quantkit_registry.store import Registry
     from quantkit_tools.opening import open_path
 
     opened = open_path(
@@ -117,30 +130,17 @@ def open_named(flags: Flags, path: str) -> "Opened":
     return opened
 
 
-def score(flags: Flags, path: str, opened: "Opened", model: Any, memory: "MemoryLog") -> ArtifactResult:
-    """Score a loaded model and file its results under the hash of its content."""
-    from quantkit.evaluation.run import evaluate_model
-    from quantkit.evaluation.sources import read_tasks
-    from quantkit.modeling import load_tokenizer
-    from quantkit_registry.store import Registry
+def score(flags: Flags, path: str, opened: "Opened", load: Callable[["MemoryLog"], Any]) -> ArtifactResult:
+    """Load a model, score it, and file each task's result under the hash of its content as soon as it is there.
 
-    registry = Registry(flags.registry)
-    tasks = read_tasks(
-        [item for item in (flags.data or "").split(",") if item],
-        kind=flags.task,
-        limit=flags.limit,
-        seed=flags.seed,
-        system_prompt=opened.system_prompt if flags.system_prompt is None else flags.system_prompt,
-    )
-    results = evaluate_model(
-        model,
-        load_tokenizer(opened.tokenizer, trust_remote_code=flags.trust_remote_code),
-        tasks,
-        batch_size=flags.batch_size,
-        max_new_tokens=flags.max_new_tokens,
-        seed=flags.seed,
-        memory=memory,
-    )
+    With `--pending` tasks that have a result, or that another process is at, are left out; without any nothing is loaded.
+    """
+    from quantkit.evaluation.run import evaluate_model
+    from quantkit.memory import MemoryLog
+    from quantkit.modeling import load_tokenizer
+    from quantkit_tools.evaluate_pending import claimed
+
+    registry, memory = Registry(flags.registry), MemoryLog()
     whole = ArtifactResult(
         path=path,
         name=opened.name,
@@ -148,18 +148,62 @@ def score(flags: Flags, path: str, opened: "Opened", model: Any, memory: "Memory
         kind=opened.detection.kind,
         quantization=opened.source.spec.to_dict(),
         evidence=[f"{source}: {statement}" for source, statement in opened.detection.evidence],
-        memory=memory.to_dict(),
-        results=results,
+        memory={},
+        results=[],
     )
+    with claimed(flags, registry, opened.artifact, tasks_of(flags, opened.system_prompt)) as tasks:
+        if not tasks:
+            return whole
+        model = load(memory)
+        tokenizer = load_tokenizer(opened.tokenizer, trust_remote_code=flags.trust_remote_code)
+        for task in tasks:
+            results = evaluate_model(
+                model,
+                tokenizer,
+                [task],
+                batch_size=flags.batch_size,
+                max_new_tokens=flags.max_new_tokens,
+                seed=flags.seed,
+                memory=memory,
+            )
+            whole = replace(whole, memory=memory.to_dict(), results=[*whole.results, *results])
+            for result in results:
+                file_result(registry, whole, result)
+    console.say(f"results are kept in {registry.root / RESULTS / opened.artifact}")
+    return whole
+
+
+def tasks_of(flags: Flags, system_prompt: str | None) -> "list[Task]":
+    """Return what is asked; `system_prompt` is the one that a model was trained with, which the flag of that name overrides.
+
+    Raises:
+        UsageError: rows cannot be read, or two data sets share a name.
+    """
+    from quantkit.evaluation.sources import read_tasks
+
+    tasks = read_tasks(
+        [item for item in (flags.data or "").split(",") if item],
+        kind=flags.task,
+        limit=flags.limit,
+        seed=flags.seed,
+        system_prompt=system_prompt if flags.system_prompt is None else flags.system_prompt,
+    )
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two data sets are called {name!r}; give one of them another file name")
+    return tasks
+
+
+def file_result(registry: Registry, whole: ArtifactResult, result: TaskResult) -> None:
+    """File one task's result with what is known about the artifact."""
     about = {key: value for key, value in whole.to_dict().items() if key not in ("results", "path")}
     try:
-        files = [registry.add_result(opened.artifact, item.task, item.to_dict() | {"artifact": about}) for item in results]
+        registry.add_result(whole.artifact, result.task, result.to_dict() | {"artifact": about})
     except OSError as error:
         raise UsageError(
             f"{registry.root}: results cannot be written: {error.strerror or error}; --registry names another folder"
         ) from None
-    console.say(f"results are kept in {files[0].parent}")
-    return whole
 
 
 def show(artifacts: list[ArtifactResult]) -> None:

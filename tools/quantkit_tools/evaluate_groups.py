@@ -6,7 +6,7 @@ of its own. A group is decided from JSON alone: starting torch here would cost e
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit import console
 from quantkit.errors import QuantkitError
@@ -16,6 +16,9 @@ from quantkit_registry.adapters import ADAPTER_CONFIG
 from quantkit_registry.records import RECORD_FILE
 from quantkit_registry.store import Registry
 from quantkit_tools.evaluate import Flags, evaluate_path, open_named, score
+
+if TYPE_CHECKING:
+    from quantkit.memory import MemoryLog
 
 SHARED_LOAD = "load adapter onto the shared base"
 Failure = dict[str, Any]
@@ -30,7 +33,7 @@ def evaluate_each(flags: Flags) -> tuple[list[ArtifactResult], list[Failure]]:
     for group in groups_of(flags):
         if len(group) > 1:
             console.say(f"{len(group)} adapters of one base and recipe: the base is loaded once")
-        found, faults = _in_own_process(flags, group)
+        found, faults = in_own_process(flags, group)
         done += found
         failed += faults
     place = {path: index for index, path in enumerate(flags.paths)}
@@ -69,23 +72,27 @@ class SharedBase:
 
     def evaluate(self, path: str) -> ArtifactResult:
         """Load an adapter, together with the base if that is not there yet, and score it."""
-        from quantkit.memory import MemoryLog
         from quantkit.methods import installed_methods
         from quantkit.modeling import load_source, resolve_device
         from quantkit.switching import add_adapter, use_adapter
 
-        flags, opened, memory = self._flags, open_named(self._flags, path), MemoryLog()
-        if self._model is None:
-            device, trust = resolve_device(flags.device), flags.trust_remote_code
-            with memory.stage("load"):
-                self._model = load_source(opened.source, installed_methods(), device=device, trust_remote_code=trust)
-        else:
-            with memory.stage(SHARED_LOAD):
-                use_adapter(self._model, add_adapter(self._model, opened.source.path))
-        return score(flags, path, opened, self._model, memory)
+        flags, opened = self._flags, open_named(self._flags, path)
+
+        def load(memory: "MemoryLog") -> Any:
+            if self._model is None:
+                device, trust = resolve_device(flags.device), flags.trust_remote_code
+                with memory.stage("load"):
+                    self._model = load_source(opened.source, installed_methods(), device=device, trust_remote_code=trust)
+            else:
+                with memory.stage(SHARED_LOAD):
+                    use_adapter(self._model, add_adapter(self._model, opened.source.path))
+            return self._model
+
+        return score(flags, path, opened, load)
 
 
-def _in_own_process(flags: Flags, paths: tuple[str, ...]) -> tuple[list[ArtifactResult], list[Failure]]:
+def in_own_process(flags: Flags, paths: tuple[str, ...]) -> tuple[list[ArtifactResult], list[Failure]]:
+    """Evaluate a group in a fresh process; when that dies, each path of the group is tried in one of its own."""
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
@@ -99,7 +106,7 @@ def _in_own_process(flags: Flags, paths: tuple[str, ...]) -> tuple[list[Artifact
                 text = "its process ended without a result (killed, or out of memory)"
                 return [], [{"path": paths[0], "error": text, "exit_code": 1}]
     console.warn(f"the process of {len(paths)} adapters ended without a result; each is tried in one of its own")
-    alone = [_in_own_process(flags, (path,)) for path in paths]
+    alone = [in_own_process(flags, (path,)) for path in paths]
     return [item for done, _ in alone for item in done], [item for _, failed in alone for item in failed]
 
 

@@ -1,0 +1,95 @@
+"""Who is at work on this, if anybody? A lock that the kernel takes away from a process when it dies.
+
+A file with a process id in it is the usual way; it holds for ever after a crash, or is taken from a living owner whose id looks
+dead because it runs on another machine. An open file's lock (flock) needs no cleaning up, and may be handed to a child process,
+which then holds it for as long as it lives.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from quantkit.errors import UsageError
+
+
+class Lock:
+    """A lock on a path; the file is there while somebody holds it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: int | None = None
+
+    @property
+    def handle(self) -> int:
+        """Return the open file, to be inherited by a child process that is to hold the lock, too."""
+        if self._handle is None:
+            raise UsageError(f"{self.path}: the lock is not held")
+        return self._handle
+
+    def acquire(self, *, wait: bool = False) -> bool:
+        """Take the lock; return whether it is held now. `wait` blocks until it is free.
+
+        Raises:
+            UsageError: the folder cannot be written, or this system has no such locks.
+        """
+        try:
+            import fcntl
+        except ImportError:
+            raise UsageError("work cannot be shared between processes here: this system has no flock") from None
+        while True:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise UsageError(f"{self.path}: cannot be written: {error.strerror or error}") from None
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(handle)
+                return False
+            if self._is_the_file(handle):
+                self._handle = handle
+                return True
+            os.close(handle)  # its last holder removed it between our open and our lock
+
+    def release(self) -> None:
+        """Let go; a child process that inherited the lock keeps it, and the file then stays."""
+        if self._handle is None:
+            return
+        os.close(self._handle)
+        self._handle = None
+        last = Lock(self.path)
+        if last.acquire():
+            self.path.unlink(missing_ok=True)
+            os.close(last.handle)
+
+    def _is_the_file(self, handle: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(handle), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+
+@contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Yield whether the lock could be taken at once; it is held until the end of the block."""
+    lock = Lock(path)
+    held = lock.acquire()
+    try:
+        yield held
+    finally:
+        lock.release()
+
+
+def is_free(path: Path) -> bool:
+    """Say whether nobody holds the lock."""
+    with try_lock(path) as held:
+        return held
+
+
+def wait_until_free(path: Path) -> None:
+    """Return when nobody holds the lock."""
+    lock = Lock(path)
+    lock.acquire(wait=True)
+    lock.release()

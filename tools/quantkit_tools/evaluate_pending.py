@@ -1,0 +1,256 @@
+"""Which artifacts of the registry have no result yet, why, and who is at work on them? (`quantkit evaluate --pending`)
+
+A result counts when it belongs to this content, these rows and these settings; a file that merely exists does not. What is
+left is decided again under a lock by the process that is to do it, so that two runs at once, or one after a killed one, share
+the work and never repeat it. A list of finished work beside the results would be a second truth that a crash leaves wrong.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit import console
+from quantkit.errors import UsageError, VerificationError
+from quantkit.evaluation.results import SCHEMA_VERSION as RESULT_SCHEMA
+from quantkit.evaluation.results import ArtifactResult, TaskResult
+from quantkit.locks import is_free, try_lock, wait_until_free
+from quantkit_registry.store import RESULTS, Artifact, Registry
+from quantkit_tools.evaluate import SCHEMA_VERSION, Flags, show, tasks_of
+from quantkit_tools.listing import failed_gate
+
+if TYPE_CHECKING:
+    from quantkit.evaluation.tasks import Task
+    from quantkit_tools.evaluate_groups import Failure
+
+NOTHING = "no result"
+TURNS = 3
+"""How often an artifact that others were at is looked at again."""
+NOT_DEGENERATE = ("FLOOR",)
+"""Marks that say something of the score, not that the model is broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An artifact, and why each task that it lacks a result for is to be done."""
+
+    artifact: Artifact
+    reasons: dict[str, str]
+    """Task to reason."""
+
+    @property
+    def path(self) -> str:
+        """Return the folder as the evaluation is to be given it."""
+        return str(self.artifact.path)
+
+
+def evaluate_pending(flags: Flags) -> int:
+    """Evaluate what is left; exit 3 where an artifact failed its gate or answers nothing sensible, else as the worst failure.
+
+    Artifacts that another process is at are waited for in the end, and taken over where it died.
+    """
+    _refuse_explicit(flags)
+    work = Work(flags)
+    if flags.dry_run:
+        _announce(work)
+        return 0
+    return _finish(work, [failure for failures in work.each_group() for failure in failures])
+
+
+class Work:
+    """The artifacts in question, and what is left to do about them now."""
+
+    def __init__(self, flags: Flags) -> None:
+        self.flags = flags
+        self.registry = Registry(flags.registry)
+        self.artifacts = artifacts_of(self.registry, flags.paths)
+        self._tasks: dict[str | None, list[Task]] = {}
+
+    def tasks(self, artifact: Artifact) -> "list[Task]":
+        """Return what an artifact is asked; rows are read once for each system prompt."""
+        data = artifact.record.data if artifact.record is not None else {}
+        prompt = data.get("system_prompt")
+        key = prompt if isinstance(prompt, str) else None
+        if key not in self._tasks:
+            self._tasks[key] = tasks_of(self.flags, key)
+        return self._tasks[key]
+
+    def pending(self, artifact: Artifact) -> Pending | None:
+        """Return what an artifact lacks; None where nothing."""
+        found = self.registry.results(str(artifact.hash))
+        why = {task.name: why_pending(found.get(task.name), task, self.flags) for task in self.tasks(artifact)}
+        reasons = {name: reason for name, reason in why.items() if reason}
+        return Pending(artifact, reasons) if reasons else None
+
+    def all_pending(self) -> list[Pending]:
+        """Return every artifact that lacks something, in the order of the registry."""
+        return [item for artifact in self.artifacts if (item := self.pending(artifact)) is not None]
+
+    def each_group(self) -> "Iterator[list[Failure]]":
+        """Evaluate group by group, first what nobody is at; yield each group's failures.
+
+        What is left after each artifact had its turn was somebody else's: it is waited for, then looked at again.
+        """
+        from quantkit_tools.evaluate_groups import groups_of
+
+        by_path = {item.path: item.artifact for item in self.all_pending()}
+        failed: set[str] = set()
+        for paths in groups_of(replace(self.flags, paths=tuple(by_path))):
+            free = tuple(path for path in paths if self._is_free(by_path[path]))
+            if free:
+                yield (failures := self._evaluate(free))
+                failed |= {failure["path"] for failure in failures}
+        for path in [path for path in by_path if path not in failed]:
+            yield self._after_others(by_path[path])
+
+    def _after_others(self, artifact: Artifact) -> "list[Failure]":
+        """Wait for whoever is at an artifact, and do what is left then."""
+        failed: list[Failure] = []
+        for _ in range(TURNS):
+            if failed or (item := self.pending(artifact)) is None:
+                break
+            console.say(f"{artifact.name}: another process is at it; waiting")
+            for task in item.reasons:
+                wait_until_free(lock_path(self.registry, str(artifact.hash), task))
+            if self.pending(artifact) is not None:
+                failed = self._evaluate((item.path,))
+        return failed
+
+    def _is_free(self, artifact: Artifact) -> bool:
+        """Whether an artifact lacks something that no other process is at."""
+        item = self.pending(artifact)
+        return item is not None and any(is_free(lock_path(self.registry, str(artifact.hash), task)) for task in item.reasons)
+
+    def _evaluate(self, paths: tuple[str, ...]) -> "list[Failure]":
+        from quantkit_tools.evaluate_groups import in_own_process
+
+        _, failed = in_own_process(self.flags, paths)
+        for failure in failed:
+            console.warn(f"{failure['path']} was not evaluated: {failure['error']}")
+        return failed
+
+    def filed(self) -> list[ArtifactResult]:
+        """Return the results that count, old and new, for a table."""
+        return [found for artifact in self.artifacts if (found := self._filed(artifact)) is not None]
+
+    def _filed(self, artifact: Artifact) -> ArtifactResult | None:
+        found = self.registry.results(str(artifact.hash))
+        names = [task.name for task in self.tasks(artifact) if not why_pending(found.get(task.name), task, self.flags)]
+        if not names:
+            return None
+        about = {key: value for key, value in found[names[0]]["artifact"].items() if key not in ("results", "path")}
+        whole = ArtifactResult.from_dict(about | {"path": str(artifact.path), "results": []})
+        return replace(whole, results=[TaskResult.from_dict(found[name]) for name in names])
+
+
+def artifacts_of(registry: Registry, paths: Sequence[str]) -> list[Artifact]:
+    """Return the artifacts that are named, or all committed ones; of several folders with the same content the first.
+
+    Raises:
+        UsageError: nothing of that name is there, or it is no artifact of ours, whose results are filed by its hash.
+    """
+    found = [registry.find(path) for path in paths] if paths else registry.artifacts()
+    for artifact in found:
+        if artifact.hash is None or artifact.record is None:
+            said = artifact.fault or "was not made by quantkit"
+            raise UsageError(
+                f"{artifact.path}: {said}; --pending is for artifacts of a registry; leave it out to evaluate this"
+            )
+    return list({artifact.hash: artifact for artifact in reversed(found)}.values())[::-1]
+
+
+def why_pending(found: Mapping[str, Any] | None, task: "Task", flags: Flags) -> str:
+    """Return why a filed result does not count as this task's under these settings; empty where it does.
+
+    Batch size, device and data type are of the machine; every other setting that the result says it depended on must agree.
+    """
+    if found is None:
+        return NOTHING
+    if found.get("schema_version") != RESULT_SCHEMA:
+        return f"its result has schema_version {found.get('schema_version')!r}, not {RESULT_SCHEMA}"
+    if found.get("data_fingerprint") != task.fingerprint:
+        return "its result is of other rows"
+    wanted = {"kind": task.kind, "seed": flags.seed, "n": len(task.examples)}
+    said = found.get("settings")
+    settings: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
+    asked = {"max_new_tokens": flags.max_new_tokens, "system_prompt": _system_prompt(task)}
+    pairs = [(name, found.get(name), value) for name, value in wanted.items()]
+    pairs += [(name, settings[name], value) for name, value in asked.items() if name in settings]
+    for name, value, other in pairs:
+        if value != other:
+            return f"its result has {name} {value!r}, not {other!r}"
+    return ""
+
+
+@contextmanager
+def claimed(flags: Flags, registry: Registry, artifact: str, tasks: "Sequence[Task]") -> "Iterator[list[Task]]":
+    """Yield the tasks to do on an artifact, locked until the end of the block: all, or with `--pending` those left."""
+    if not flags.pending:
+        yield list(tasks)
+        return
+    with ExitStack() as stack:
+        mine = [task for task in tasks if stack.enter_context(try_lock(lock_path(registry, artifact, task.name)))]
+        found = registry.results(artifact)
+        yield [task for task in mine if why_pending(found.get(task.name), task, flags)]
+
+
+def lock_path(registry: Registry, artifact: str, task: str) -> Path:
+    """Return where the lock of one artifact and task stands; no result file begins with a dot."""
+    return registry.root / RESULTS / artifact / f".{task}.lock"
+
+
+def failed_gates(work: Work, done: Sequence[ArtifactResult]) -> dict[str, str]:
+    """Return artifact → what its gate or its answers say against it."""
+    faults = {artifact.name: reasons for artifact in work.artifacts if (reasons := failed_gate(artifact))}
+    for artifact in done:
+        marks = {f"{result.task}: {mark}" for result in artifact.results for mark in result.marks if mark not in NOT_DEGENERATE}
+        if marks:
+            faults[artifact.name] = "; ".join([*filter(None, [faults.get(artifact.name)]), *sorted(marks)])
+    return faults
+
+
+def _finish(work: Work, failed: "list[Failure]") -> int:
+    done = work.filed()
+    show(done)
+    faults = failed_gates(work, done)
+    for name, reasons in faults.items():
+        console.warn(f"{name} failed its gates: {reasons}")
+    missing = [item for item in work.all_pending() if item.path not in {failure["path"] for failure in failed}]
+    for item in missing:
+        console.warn(f"{item.artifact.name} still lacks {', '.join(item.reasons)}")
+    if work.flags.json:
+        console.emit_json(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "artifacts": [artifact.to_dict() for artifact in done],
+                "failed": failed,
+                "failed_gates": faults,
+            }
+        )
+    codes = [int(failure["exit_code"]) for failure in failed] + [1 for _ in missing]
+    return max(codes + [VerificationError.exit_code for _ in faults], default=0)
+
+
+def _announce(work: Work) -> None:
+    pending = work.all_pending()
+    rows = [[item.artifact.name, task, reason] for item in pending for task, reason in item.reasons.items()]
+    done = len(work.artifacts) - len(pending)
+    console.table(
+        "Pending", ["artifact", "task", "why"], rows, caption=f"{done} of {len(work.artifacts)} artifacts lack nothing"
+    )
+    if work.flags.json:
+        listed = [{"name": item.artifact.name, "path": item.path, "tasks": item.reasons} for item in pending]
+        console.emit_json({"schema_version": SCHEMA_VERSION, "pending": listed, "artifacts": len(work.artifacts)})
+
+
+def _refuse_explicit(flags: Flags) -> None:
+    for name in ("method", "base"):
+        if getattr(flags, name) is not None:
+            raise UsageError(f"--{name} says what no file records; --pending is for artifacts that say it themselves")
+
+
+def _system_prompt(task: "Task") -> str | None:
+    """Return the one system prompt of the rows; None where there is none or they differ."""
+    found = {turn["content"] for example in task.examples for turn in example.messages if turn["role"] == "system"}
+    return found.pop() if len(found) == 1 else None
