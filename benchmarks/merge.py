@@ -19,7 +19,7 @@ from typing import Any
 
 from goals import Goal, add_flags, finish
 from merge_checkpoint import write_adapter, write_checkpoint
-from merge_fidelity import CELLS, EXACT, STORED, measure_cells
+from merge_fidelity import CELLS, EXACT, FLOOR, STORED, measure_cells
 from models import model_folder
 
 JOBS = ("16 bit", "NF4, into NF4", "NF4, dequantized")
@@ -164,9 +164,12 @@ def judge(found: dict[str, Any], *, quick: bool) -> list[Goal]:
         if method == "INT8":
             continue  # LLM.int8 rounds activations while it runs, which no dense model repeats: reported, no goal
         rows = {item["merge"]: item for item in found["fidelity"] if (item["method"], item["adapter"]) == (method, kind)}
-        exact, stored = rows[EXACT]["max_abs_logit_difference"], rows[STORED]["mean_kl"]
+        exact, stored, floor = rows[EXACT]["max_abs_logit_difference"], rows[STORED]["mean_kl"], rows[FLOOR]["mean_kl"]
         goals.append(Goal(f"{method} {kind}: float32, max |dlogit|", exact, "at most 1e-4", exact <= 1e-4))
-        goals.append(Goal(f"{method} {kind}: bfloat16 stored, mean KL", stored, "at most 1e-4", stored <= 1e-4))
+        if method != "NoQuant":  # a base stored in bfloat16 is on the grid that its merge is rounded to
+            goals.append(Goal(f"{method} {kind}: bfloat16 stored, mean KL", stored, "at most 1e-4", stored <= 1e-4))
+            share = stored / max(floor, 1e-9)
+            goals.append(Goal(f"{method} {kind}: bfloat16 stored, KL / rounding's", share, "at most 2", share <= 2))
     if quick:
         return goals
     for job in JOBS[1:]:

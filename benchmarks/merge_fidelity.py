@@ -26,6 +26,7 @@ SEED = 42
 LEARNING_RATES = {"VeRa": 1e-2}
 EXACT = "dequantized, float32"
 STORED = "dequantized, bfloat16 stored"
+FLOOR = "dequantized, noise of bfloat16 rounding"
 
 
 def measure_cells(model: str, data: Any, tokenizer: Any, folder: Path, steps: dict[str, int]) -> list[dict[str, Any]]:
@@ -137,12 +138,31 @@ def merged_logits(cell: Cell) -> Any:
         )
         model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
         yield f"{policy}, {dtype}{' stored' if dtype == 'bfloat16' else ''}", cell.logits(model)
+        if dtype == "float32":
+            yield FLOOR, cell.logits(with_rounding_noise(model))
         if policy == "dequantized" and dtype == "bfloat16":
             yield f"{policy}, {dtype} stored and computed", cell.logits(model.bfloat16())
         del model
         gc.collect()
     if cell.plan.spec.is_quantized:
         yield "PEFT, into the quantized base", peft_logits(cell)
+
+
+def with_rounding_noise(model: Any) -> Any:
+    """Return the model with noise on its layers' weights as large as rounding to bfloat16 makes, but independent of the update.
+
+    What storing in 16 bit must cost. Where the base itself was stored in bfloat16, rounding is not independent: it pulls small
+    updates back to the base.
+    """
+    import torch
+
+    chance = torch.Generator().manual_seed(SEED)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings():
+            weight = module.weight.data
+            spacing = torch.exp2(torch.floor(torch.log2(weight.abs().clamp_min(torch.finfo(torch.float32).tiny))) - 7)
+            weight += (torch.rand(weight.shape, generator=chance) - 0.5) * spacing
+    return model
 
 
 def peft_logits(cell: Cell) -> Any:
