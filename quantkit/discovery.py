@@ -19,6 +19,8 @@ GROUP = "quantkit"
 DISABLE_VARIABLE = "QUANTKIT_DISABLE_PLUGINS"
 DISPATCHED = ("build_quantization_plan", "load_kwargs", "quantize_model", "prepare_model", "post_train_merge")
 """Hooks that only the owner of a method implements."""
+DECLARED = ("declare_method", "declare_tasks")
+"""Hooks that any plugin may implement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Plugins:
         self._infos: dict[str, MethodInfo] = {}
         self._sources: dict[str, Source] = {}
         self._owners: dict[str, Any] = {}
+        self._registered: list[tuple[Any, Source]] = []
         self.broken: dict[str, str] = {}
         """Plugin name to the reason why its method is not available."""
 
@@ -78,6 +81,7 @@ class Plugins:
                 self._check_only_wraps(plugin, source)
             else:
                 self._add(plugin, source, info)
+            self._registered.append((plugin, source))
         except Exception as error:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
@@ -87,7 +91,7 @@ class Plugins:
     def _check_hook_names(self, plugin: Any, source: Source) -> None:
         for caller in self._manager.get_hookcallers(plugin) or []:
             if not caller.has_spec():
-                known = [name for name in vars(hookspecs) if name in (*DISPATCHED, "declare_method")]
+                known = [name for name in vars(hookspecs) if name in (*DISPATCHED, *DECLARED)]
                 raise PluginError(f"{source} implements the unknown hook {caller.name!r}.{did_you_mean(caller.name, known)}")
 
     def _declared(self, plugin: Any, source: Source) -> MethodInfo | None:
@@ -110,6 +114,8 @@ class Plugins:
 
     def _check_only_wraps(self, plugin: Any, source: Source) -> None:
         for caller in self._manager.get_hookcallers(plugin) or []:
+            if caller.name in DECLARED:
+                continue
             for implementation in caller.get_hookimpls():
                 if implementation.plugin is plugin and not (implementation.wrapper or implementation.hookwrapper):
                     raise PluginError(

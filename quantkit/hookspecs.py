@@ -1,16 +1,18 @@
 """Which hooks may a plugin implement? They stand here in the order a run reaches them.
 
-`declare_method` is asked once, of every plugin. The others are dispatched to the plugin that owns the method of the
-plan: an implementation needs no guard at its top. A plugin that declares no method may only wrap
-(`@hookimpl(wrapper=True)`). Models are `transformers.PreTrainedModel`; they are annotated `Any` so that reading the
-hooks imports no torch.
+`declare_method` and `declare_tasks` are asked of every plugin. The others are dispatched to the plugin that owns the method
+of the plan: an implementation needs no guard at its top. A plugin that declares no method may only wrap
+(`@hookimpl(wrapper=True)`) and declare tasks. Models are `transformers.PreTrainedModel`; they are annotated `Any` so that
+reading the hooks imports no torch.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import pluggy
 
 from quantkit.calibration import Calibration, QuantizationWork
+from quantkit.evaluation.tasks.base import Task
 from quantkit.plan import MethodInfo, PlanContext, QuantizationPlan
 
 hookspec = pluggy.HookspecMarker("quantkit")
@@ -20,6 +22,11 @@ hookimpl = pluggy.HookimplMarker("quantkit")
 @hookspec
 def declare_method() -> MethodInfo:  # type: ignore[empty-body]
     """Describe the method; import nothing heavy here or at the top of the module."""
+
+
+@hookspec
+def declare_tasks() -> Sequence[type[Task]]:  # type: ignore[empty-body]
+    """Name further kinds of evaluation task, words of `quantkit evaluate --task`; import nothing heavy."""
 
 
 @hookspec(firstresult=True)

@@ -108,6 +108,19 @@ class Methods(Plugins):
         need = self.info(plan.method).calibration
         return need == "required" or (need == "optional" and bool(plan.options.get("calibrated")))
 
+    def declared_tasks(self) -> list[tuple[Source, Any]]:
+        """Return what each plugin that implements `declare_tasks` answers, or the exception it raises; nothing is checked."""
+        answers: list[tuple[Source, Any]] = []
+        for plugin, source in self._registered:
+            others = [other for other in self._manager.get_plugins() if other is not plugin]
+            caller = self._manager.subset_hook_caller("declare_tasks", remove_plugins=others)
+            if caller.get_hookimpls():
+                try:
+                    answers += [(source, answer) for answer in caller()]
+                except Exception as error:
+                    answers.append((source, error))
+        return answers
+
     def load_kwargs(self, plan: QuantizationPlan) -> dict[str, Any]:
         """Return what `from_pretrained` of the base needs; empty where the method has nothing to say."""
         answer = self._call("load_kwargs", plan.method, plan=plan)

@@ -12,11 +12,12 @@ from types import ModuleType
 import pytest
 
 from quantkit import hookspecs
+from quantkit.discovery import DECLARED
 from quantkit.methods import DISPATCHED, Methods, Source
 from tests.plugins.example import README, readme_block, readme_blocks
 
 ROOT = Path(__file__).parent.parent
-HOOKS = ("declare_method", *DISPATCHED)
+HOOKS = (*DECLARED, *DISPATCHED)
 PACKAGES = ("quantkit", "plugins/quantkit_plugins", "registry/quantkit_registry", "tools/quantkit_tools")
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 

@@ -30,6 +30,10 @@ class Conversation:
     """Assistant turns before this index are prompt, not response."""
     column: str = ""
     """Column that the response was read from."""
+    answers: tuple[str, ...] = ()
+    """All reference answers, where the columns hold several (SQuAD): what an evaluation accepts."""
+    options: tuple[tuple[str, str], ...] = ()
+    """Label and text of each option, where the columns hold them (ARC)."""
 
     @property
     def prompt(self) -> list[Message]:
@@ -85,9 +89,12 @@ class Cells:
         value = self.row.get(column)
         return "" if value is None else self.findings.text(value, column).strip()
 
-    def pair(self, prompt: str, response: str) -> Turns:
+    def pair(
+        self, prompt: str, response: str, *, answers: Iterable[str] = (), options: Iterable[tuple[str, str]] = ()
+    ) -> Turns:
         """Return one user and one assistant turn."""
-        return Turns([{"role": "user", "content": prompt}, {"role": "assistant", "content": response}])
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        return Turns(turns, answers=tuple(answers), options=tuple(options))
 
     def strings(self, column: str, key: str) -> list[str]:
         """Return the list of texts under `key` of a nested cell such as SQuAD's `answers`."""
@@ -131,7 +138,8 @@ def _solution(cells: Cells) -> Turns:
 
 
 def _squad(cells: Cells) -> Turns:
-    return cells.pair(_question(cells), next(iter(cells.strings("answers", "text")), NO_ANSWER))
+    answers = cells.strings("answers", "text") or [NO_ANSWER]
+    return cells.pair(_question(cells), answers[0], answers=dict.fromkeys(answers))
 
 
 def _arc(cells: Cells) -> Turns:
@@ -141,8 +149,9 @@ def _arc(cells: Cells) -> Turns:
         raise RowError(
             f"{answer!r} is none of the labels {shown(labels)}", column="answerKey", reason="unusable value in 'answerKey'"
         )
-    listed = "\n".join(f"{label}. {option}" for label, option in zip(labels, options, strict=True))
-    return cells.pair(f"{cells.text('question')}\n{listed}", answer)
+    pairs = list(zip(labels, options, strict=True))
+    listed = "\n".join(f"{label}. {option}" for label, option in pairs)
+    return cells.pair(f"{cells.text('question')}\n{listed}", answer, options=pairs)
 
 
 KINDS: dict[str, Kind] = {
@@ -226,4 +235,4 @@ def _conversation(kind: str, cells: Cells, number: int, task: DatasetInfo | None
         messages[-1]["content"] = boxed
     if system and messages[0]["role"] != "system":
         messages, first = [{"role": "system", "content": system}, *messages], first + 1
-    return Conversation(messages, number, first_response=first, column=column)
+    return Conversation(messages, number, first_response=first, column=column, answers=turns.answers, options=turns.options)

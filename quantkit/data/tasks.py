@@ -31,6 +31,8 @@ class DatasetInfo:
     kinds: tuple[str, ...]
     """Kinds of `quantkit.data.schemas.KINDS` that its rows may have."""
     system_prompt: str
+    judged_as: str
+    """Kind of evaluation task its rows call for (`quantkit.evaluation.tasks`)."""
     response: ResponseRule = "plain"
     r"""`boxed`: a response without `\boxed` is put into one; `plain`: it stays as it is."""
 
@@ -43,6 +45,7 @@ DATASETS: dict[str, DatasetInfo] = {
             hub_id="nvidia/OpenMathInstruct-2",
             kinds=("problem/solution", "question/answer"),
             system_prompt="Solve the math problem. Put the final answer in \\boxed{}.",
+            judged_as="numeric",
             response="boxed",
         ),
         DatasetInfo(
@@ -52,6 +55,7 @@ DATASETS: dict[str, DatasetInfo] = {
             kinds=("squad", "question/answer"),
             system_prompt="Answer the question with the shortest span of the passage that answers it."
             f" If the passage does not answer it, reply: {NO_ANSWER}",
+            judged_as="qa",
         ),
         DatasetInfo(
             name="arc",
@@ -60,6 +64,7 @@ DATASETS: dict[str, DatasetInfo] = {
             eval_split="validation",
             kinds=("arc", "question/answer"),
             system_prompt="Answer the multiple-choice question with the letter of the right option only.",
+            judged_as="choice",
         ),
         DatasetInfo(
             name="boolq",
@@ -67,6 +72,7 @@ DATASETS: dict[str, DatasetInfo] = {
             eval_split="validation",
             kinds=("boolq",),
             system_prompt="Answer the question about the passage with yes or no only.",
+            judged_as="yesno",
         ),
     )
 }

@@ -23,6 +23,10 @@ class Turns:
 
     messages: list[Message]
     first_response: int = 0
+    answers: tuple[str, ...] = ()
+    """All reference answers, where the columns hold several; the last turn is the first of them."""
+    options: tuple[tuple[str, str], ...] = ()
+    """Label and text of each option, where the columns hold them."""
 
 
 def content_text(value: Any, column: str, findings: Findings) -> str:

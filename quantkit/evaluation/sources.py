@@ -15,6 +15,8 @@ from quantkit.data.arithmetic import arithmetic_data
 from quantkit.data.schemas import Conversation, to_conversations
 from quantkit.data.sources import DatasetRef, Rows, parse_dataset, read_rows, split_files
 from quantkit.errors import UsageError, did_you_mean
+from quantkit.evaluation.answers import Option
+from quantkit.evaluation.plugged import known_tasks
 from quantkit.evaluation.tasks import TASKS, Example, Task, guess_kind
 
 AUTO = "auto"
@@ -37,8 +39,7 @@ def read_tasks(
     Raises:
         UsageError: a kind is unknown, a file cannot be read, or its rows do not fit the kind; file and row are named.
     """
-    if kind != AUTO and kind not in TASKS:
-        raise UsageError(f"no task is called {kind!r}.{did_you_mean(kind, TASKS)} Known: {AUTO}, {', '.join(TASKS)}.")
+    chosen = None if kind == AUTO else _task(kind)
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; at least one row is needed")
     if data:
@@ -52,20 +53,45 @@ def read_tasks(
     tasks = []
     for name, rows, ref in sets:
         conversations = to_conversations(rows, task=ref.task, system_prompt=system_prompt)
-        if limit is not None and limit < len(conversations):
-            drawn = sorted(random.Random(seed).sample(range(len(conversations)), limit))
-            conversations = [conversations[index] for index in drawn]
-        examples = tuple(_example(conversation, rows) for conversation in conversations)
-        task = TASKS[guess_kind(examples) if kind == AUTO else kind]
-        tasks.append(task(name=name, source=rows.source, fingerprint=_fingerprint(examples), examples=examples))
+        everything = [_example(conversation) for conversation in conversations]
+        asked = everything
+        if limit is not None and limit < len(everything):
+            asked = [everything[at] for at in sorted(random.Random(seed).sample(range(len(everything)), limit))]
+        task = chosen or TASKS[ref.task.judged_as if ref.task else guess_kind(everything)]
+        tasks.append(
+            task(
+                name=name,
+                source=rows.source,
+                fingerprint=_fingerprint(asked),
+                examples=tuple(asked),
+                **task.decided_by(everything),
+            )
+        )
     return tasks
 
 
-def _example(conversation: Conversation, rows: Rows) -> Example:
-    if conversation.text is not None:
-        raise UsageError(f"{rows.place(conversation.row)}: a row of plain text holds no question; rows need prompt and answer")
-    last = conversation.last_response
-    return Example(row=conversation.row, messages=tuple(conversation.messages[: last + 1]))
+def _task(kind: str) -> type[Task]:
+    """Return the task of this name, one of quantkit's own before plugins are asked."""
+    if kind in TASKS:
+        return TASKS[kind]
+    known = known_tasks()
+    if kind in known.tasks:
+        return known.tasks[kind]
+    if kind in known.broken:
+        raise UsageError(f"task {kind!r} is not available: {known.broken[kind]}")
+    names = [AUTO, *known.tasks]
+    broken = f" Left out: {'; '.join(known.broken.values())}." if known.broken else ""
+    raise UsageError(f"no task is called {kind!r}.{did_you_mean(kind, names)} Known: {', '.join(names)}.{broken}")
+
+
+def _example(conversation: Conversation) -> Example:
+    return Example(
+        row=conversation.row,
+        messages=tuple(conversation.messages[: conversation.last_response + 1]),
+        answers=conversation.answers,
+        options=tuple(Option(label, text) for label, text in conversation.options),
+        text=conversation.text,
+    )
 
 
 def _rows(ref: DatasetRef) -> Rows:
@@ -89,9 +115,11 @@ def _name(ref: DatasetRef) -> str:
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:
-    """Return a sha256 over questions and references; system prompts are a setting, not data."""
+    """Return a sha256 over questions, references and texts; system prompts are a setting, not data."""
     digest = hashlib.sha256()
     for example in examples:
-        turns = [[turn["role"], turn["content"]] for turn in example.messages if turn["role"] != "system"]
+        turns: list[object] = [[turn["role"], turn["content"]] for turn in example.messages if turn["role"] != "system"]
+        turns += [[example.text]] if example.text is not None else []
+        turns += [list(example.answers)] if example.answers else []
         digest.update(json.dumps(turns, ensure_ascii=False).encode() + b"\n")
     return digest.hexdigest()

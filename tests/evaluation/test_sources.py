@@ -92,10 +92,12 @@ def test_what_cannot_be_read_is_an_error(settings: dict[str, object], said: str)
         read_tasks(**settings)  # type: ignore[arg-type]
 
 
-def test_rows_of_plain_text_hold_no_question(tmp_path: Path) -> None:
+def test_rows_of_plain_text_are_judged_by_their_tokens_and_hold_no_question(tmp_path: Path) -> None:
     path = write(tmp_path / "text.jsonl", [{"text": "Once upon a time"}])
-    with pytest.raises(UsageError, match=r"text\.jsonl line 1: a row of plain text holds no question"):
-        read_tasks([path])
+    (task,) = read_tasks([path])
+    assert (task.kind, task.examples[0].response) == ("perplexity", "Once upon a time")
+    with pytest.raises(UsageError, match=r"text\.jsonl: rows of plain text hold no question; --task perplexity and divergence"):
+        read_tasks([path], kind="numeric")
 
 
 def test_a_forced_kind_that_does_not_fit_names_file_and_row(tmp_path: Path) -> None:
