@@ -16,6 +16,7 @@ from quantkit import console
 from quantkit.errors import UsageError
 from quantkit.evaluation.results import ArtifactResult, TaskResult
 from quantkit_registry.store import RESULTS, Registry
+from quantkit_tools.evaluate_harness import check_harness, harness_results
 
 if TYPE_CHECKING:
     from quantkit.evaluation.tasks import Task
@@ -56,6 +57,14 @@ class Flags:
     """auto, cpu, cuda or cuda:N."""
     trust_remote_code: bool = False
     """Run model code that comes with a checkpoint."""
+    harness: Annotated[str | None, tyro.conf.arg(metavar="TASK[,TASK…]")] = None
+    """Tasks of lm-eval (EleutherAI) to run on the loaded model; --limit takes their first rows. Needs the extra `harness`."""
+    harness_include: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of further task definitions for --harness; code they refer to is run."""
+    num_fewshot: int | None = None
+    """Worked examples before each row of --harness, where its task does not fix them."""
+    apply_chat_template: bool = False
+    """Ask the rows of --harness through the model's chat template."""
     pending: bool = False
     """Evaluate only artifacts of the registry, and of those only what has no result yet on these rows under these settings."""
     dry_run: bool = False
@@ -69,6 +78,7 @@ def main(arguments: list[str]) -> int:
     flags = tyro.cli(Flags, prog="quantkit evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     if flags.json:
         console.use_stderr()
+    check_harness(flags)
     if flags.pending:
         from quantkit_tools.evaluate_pending import evaluate_pending
 
@@ -152,7 +162,7 @@ def score(flags: Flags, path: str, opened: "Opened", load: Callable[["MemoryLog"
         results=[],
     )
     with claimed(flags, registry, opened.artifact, tasks_of(flags, opened.system_prompt)) as tasks:
-        if not tasks:
+        if not tasks and not flags.harness:
             return whole
         model = load(memory)
         tokenizer = load_tokenizer(opened.tokenizer, trust_remote_code=flags.trust_remote_code)
@@ -169,6 +179,10 @@ def score(flags: Flags, path: str, opened: "Opened", load: Callable[["MemoryLog"
             whole = replace(whole, memory=memory.to_dict(), results=[*whole.results, *results])
             for result in results:
                 file_result(registry, whole, result)
+        results = harness_results(flags, model, tokenizer, memory)
+        whole = replace(whole, memory=memory.to_dict(), results=[*whole.results, *results])
+        for result in results:
+            file_result(registry, whole, result)
     console.say(f"results are kept in {registry.root / RESULTS / opened.artifact}")
     return whole
 
@@ -181,6 +195,8 @@ def tasks_of(flags: Flags, system_prompt: str | None) -> "list[Task]":
     """
     from quantkit.evaluation.sources import read_tasks
 
+    if flags.harness and not flags.data:
+        return []
     tasks = read_tasks(
         [item for item in (flags.data or "").split(",") if item],
         kind=flags.task,
