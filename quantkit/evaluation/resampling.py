@@ -8,7 +8,7 @@ to what Student's t says (the expanded percentile interval of Hesterberg 2015). 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantkit.errors import UsageError
 
@@ -85,19 +85,19 @@ def student_quantile(share: float, df: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return z + sum(term / df ** (power + 1) for power, term in enumerate(terms))
+    return z + sum(term / float(df) ** (power + 1) for power, term in enumerate(terms))
 
 
 def mean_of(values: "Floats") -> "Floats":
     """Return the mean of each draw."""
-    drawn: Any = values.mean(axis=1)
-    return drawn  # type: ignore[no-any-return]
+    drawn: Floats = values.mean(axis=1)
+    return drawn
 
 
 def ratio_of(first: "Floats", second: "Floats") -> "Floats":
     """Return Σ first / Σ second of each draw; weights `second` must be positive."""
-    drawn: Any = first.sum(axis=1) / second.sum(axis=1)
-    return drawn  # type: ignore[no-any-return]
+    drawn: Floats = first.sum(axis=1) / second.sum(axis=1)
+    return drawn
 
 
 def resampled_quantiles(rows: Sequence[Sequence[float]], q: float, *, seed: int, resamples: int = 1000) -> "Floats":

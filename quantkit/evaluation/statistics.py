@@ -117,14 +117,14 @@ def mean_score(
     """Return the mean of one value per row, such as F1 or a divergence in nats, with its bootstrap interval.
 
     `coverage` is the share of all rows asked that these are; it has no default, because a mean over the rows that went well
-    looks like a mean over all. Where all rows have one value between 0 and 1, resampling shows no spread and the interval is
-    Wilson's, which no such values of that mean can exceed in width.
+    looks like a mean over all. Where all rows have one value, resampling shows no spread; for values from 0 to 1 of which more
+    is better (F1, agreement) the interval is then Wilson's, the widest that such values can need.
     """
     check_values(values, "mean")
     n = len(values)
     value = math.fsum(values) / n
     bounds, how = interval(resample((values,), mean_of, seed=seed), n), "bootstrap"
-    if min(values) == max(values) and 0.0 <= value <= 1.0:
+    if higher_is_better and min(values) == max(values) and 0.0 <= value <= 1.0:
         bounds, how = _wilson(value, n), "wilson"
     return _score(value, n, bounds, interval=how, coverage=coverage, floors=tuple(floors), higher_is_better=higher_is_better)
 

@@ -77,7 +77,7 @@ def test_exact_p_is_the_binomials_sum() -> None:
 
 def test_newcombes_interval_equals_the_published_one() -> None:
     # Newcombe 1998, Statistics in Medicine 17, 2635, table II: cells 20, 12, 2, 16
-    assert newcombe_interval(20, 12, 2, 50) == (pytest.approx(0.0562, abs=1e-4), pytest.approx(0.3292, abs=1e-4))
+    assert [round(bound, 4) for bound in newcombe_interval(20, 12, 2, 50)] == [0.0562, 0.3292]
     assert newcombe_interval(0, 60, 0, 60)[1] == 1.0
 
 
