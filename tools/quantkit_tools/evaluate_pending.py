@@ -154,10 +154,11 @@ def artifacts_of(registry: Registry, paths: Sequence[str]) -> list[Artifact]:
     for artifact in found:
         if artifact.hash is None or artifact.record is None:
             said = artifact.fault or "was not made by quantkit"
-            raise UsageError(
-                f"{artifact.path}: {said}; --pending is for artifacts of a registry; leave it out to evaluate this"
-            )
-    return list({artifact.hash: artifact for artifact in reversed(found)}.values())[::-1]
+            raise UsageError(f"{artifact.path}: {said}; --pending is for artifacts of ours; leave it out to evaluate this")
+    by_hash: dict[str | None, Artifact] = {}
+    for artifact in found:
+        by_hash.setdefault(artifact.hash, artifact)
+    return list(by_hash.values())
 
 
 def why_pending(found: Mapping[str, Any] | None, task: "Task", flags: Flags) -> str:
