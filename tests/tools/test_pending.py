@@ -125,7 +125,7 @@ def test_two_runs_at_once_share_the_work_and_a_crash_of_one_worker_costs_only_it
 def test_an_artifact_that_failed_its_gate_ends_with_code_3(
     tiny_model: Path, tmp_path: Path, quantkit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantkit_tools.evaluate_pending.show", lambda done: None)
+    monkeypatch.setattr("quantkit_tools.evaluate_pending.show", print)
     root = tmp_path / "artifacts"
     snapshot(tiny_model, root, "Bad-base", gate={"outcome": "failed", "reasons": ["perplexity ratio 9 is above 1.5"]})
     flags = Flags(paths=(), registry=str(root), limit=2, max_new_tokens=2)
