@@ -43,7 +43,7 @@ def logits_at_end(
     if mask is None:
         rows, mask = pad_left(rows)
     ids, mask = rows.to(model.device), mask.to(model.device)
-    seen = mask if before is None else torch.cat([before, mask], dim=1)
+    seen = mask if before is None else torch.cat([before.to(model.device), mask], dim=1)
     arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": seen, "use_cache": cached}
     if cached:
         arguments["past_key_values"] = DynamicCache(config=model.config) if cache is None else cache
