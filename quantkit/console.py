@@ -160,7 +160,10 @@ class _Bar:
 
 
 class _Lines:
-    """Lines for a log file: the first round, then every 5 % but at most one a second, or after a silence, the last."""
+    """Lines for a log file: the first round, then every 5 % but at most one a second, or after a silence, the last.
+
+    The time left is that of the rounds left at the pace so far.
+    """
 
     def __init__(self, console: "Console", title: str, total: int, unit: str) -> None:
         self._console, self._title, self._total, self._unit = console, title, total, unit
@@ -184,7 +187,10 @@ class _Lines:
             self._show(time.monotonic())
 
     def _show(self, now: float) -> None:
-        parts = [f"{self._title}: {self._done}/{self._total} {self._unit}".rstrip(), format_duration(now - self._started)]
+        spent = now - self._started
+        parts = [f"{self._title}: {self._done}/{self._total} {self._unit}".rstrip(), format_duration(spent)]
+        if 0 < self._done < self._total:
+            parts.append(f"{format_duration(spent * (self._total / self._done - 1))} left")
         _print(self._console, " · ".join([*parts, self._note] if self._note else parts), "")
         self._shown, self._shown_at = self._done, now
 

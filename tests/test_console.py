@@ -165,9 +165,15 @@ def run_progress(monkeypatch, capsys, rounds: int, seconds_per_round: float) -> 
 
 def test_a_fast_loop_leaves_two_lines_in_a_log(monkeypatch, capsys):
     assert run_progress(monkeypatch, capsys, 100, 0.001) == [
-        "train: 1/100 steps · 0.00 s · loss 1 · memory 1.00 GiB",
+        "train: 1/100 steps · 0.00 s · 0.10 s left · loss 1 · memory 1.00 GiB",
         "train: 100/100 steps · 0.10 s · loss 0.01 · memory 1.00 GiB",
     ]
+
+
+def test_a_log_says_how_much_time_is_left(monkeypatch, capsys):
+    lines = run_progress(monkeypatch, capsys, 100, 1.8)
+    assert "train: 11/100 steps · 20 s · 2 min 40 s left" in lines[2]
+    assert "left" not in lines[-1]
 
 
 def test_a_loop_of_minutes_leaves_a_line_every_5_percent(monkeypatch, capsys):
@@ -200,6 +206,7 @@ with console.progress("train", 3, unit="steps") as outer:
     lines = lines_of(on_terminal(script, 80).replace("\r", "\n"))
     assert max(map(len, lines)) <= 80
     assert any("3/3 steps" in line for line in lines)
+    assert any("0:00:00 left" in line for line in lines)
     assert any("loss 0.5 · tokens/s 812 · memory 1.00 GiB" in line for line in lines)
     assert sum(line.strip() == "checkpoint saved" for line in lines) == 3
     assert not any(line.startswith("evaluate") for line in lines[-3:])

@@ -7,6 +7,7 @@ other way, as it can between two batch sizes of any library. Sampling settings t
 repetition penalty) are set aside: they would make two quantizations of one model differ by luck.
 """
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,9 +67,8 @@ def generate(
     _check_lengths(model, prompts, max_new_tokens)
     pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     answers = dict(known or {})
-    with _greedy(model, stops, pad, max_new_tokens) as config, progress(title, len(prompts), unit="prompts") as bar:
-        if answers:
-            bar.advance(len(answers))
+    missing = sum(index not in answers for index in range(len(prompts)))
+    with _greedy(model, stops, pad, max_new_tokens) as config, progress(title, missing, unit="prompts") as bar:
 
         def ended(index: int, tokens: list[int]) -> None:
             answers[index] = answer = _cut(tokenizer, tokens, stops)
@@ -80,11 +80,7 @@ def generate(
             if _continued(model, left, batch_size, config, ended):
                 break
             if batch_size == 1:
-                longest = max(map(len, left.values()))
-                raise UsageError(
-                    f"a prompt of {longest} tokens and its answer of up to {max_new_tokens} do not fit into the memory of"
-                    f" {model.device} even alone; lower --max-new-tokens, or leave out the row"
-                )
+                raise _too_little_memory(model, max(map(len, left.values())), max_new_tokens)
             batch_size = max(1, batch_size // 2)
             warn(f"{model.device} has not enough memory for so many prompts at a time; going on with {batch_size}")
     return [answers[index] for index in range(len(prompts))]
@@ -93,8 +89,51 @@ def generate(
 Ended = Callable[[int, list[int]], None]
 
 
-def _continued(model: Any, prompts: Mapping[int, Sequence[int]], batch_size: int, config: Any, ended: Ended) -> bool:
-    """Continue the prompts of these numbers; return whether the memory was enough."""
+def timed_answer(model: Any, tokenizer: Any, prompt: Sequence[int], *, max_new_tokens: int) -> tuple[Generation, float, float]:
+    """Continue one prompt alone; return the answer, the seconds to its first token, and those to its last.
+
+    On a GPU a token counts when it has been read, so nothing is still under way then.
+
+    Raises:
+        UsageError: as `generate` does.
+    """
+    stops = stop_token_ids(model, tokenizer)
+    _check_lengths(model, [prompt], max_new_tokens)
+    pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    passes: list[float] = []
+    found: list[list[int]] = []
+    with _greedy(model, stops, pad, max_new_tokens) as config:
+        started = time.perf_counter()
+        fits = _continued(
+            model,
+            {0: prompt},
+            1,
+            config,
+            lambda _, tokens: found.append(tokens),
+            passed=lambda: passes.append(time.perf_counter() - started),
+        )
+    if not fits:
+        raise _too_little_memory(model, len(prompt), max_new_tokens)
+    return _cut(tokenizer, found[0], stops), passes[0], passes[-1]
+
+
+def _too_little_memory(model: Any, tokens: int, max_new_tokens: int) -> UsageError:
+    return UsageError(
+        f"a prompt of {tokens} tokens and its answer of up to {max_new_tokens} do not fit into the memory of {model.device}"
+        " even alone; lower --max-new-tokens, or leave out the row"
+    )
+
+
+def _continued(
+    model: Any,
+    prompts: Mapping[int, Sequence[int]],
+    batch_size: int,
+    config: Any,
+    ended: Ended,
+    *,
+    passed: Callable[[], None] | None = None,
+) -> bool:
+    """Continue the prompts of these numbers; return whether the memory was enough. `passed` hears of every pass's tokens."""
     import torch
 
     from quantkit.evaluation.decoding import SlotDecoder, can_use_slots
@@ -110,9 +149,10 @@ def _continued(model: Any, prompts: Mapping[int, Sequence[int]], batch_size: int
                 stops=config.eos_token_id,
                 pad=config.pad_token_id,
                 ended=lambda at, tokens: ended(numbers[at], tokens),
+                passed=passed,
             ).run()
         else:
-            _by_transformers(model, prompts, batch_size, config, ended)
+            _by_transformers(model, prompts, batch_size, config, ended, streamer=_Streamer(passed) if passed else None)
     except torch.OutOfMemoryError:
         pass
     else:
@@ -121,7 +161,31 @@ def _continued(model: Any, prompts: Mapping[int, Sequence[int]], batch_size: int
     return False
 
 
-def _by_transformers(model: Any, prompts: Mapping[int, Sequence[int]], batch_size: int, config: Any, ended: Ended) -> None:
+class _Streamer:
+    """Passes on when `model.generate`, given one prompt, has another token."""
+
+    def __init__(self, passed: Callable[[], None]) -> None:
+        self._passed, self._begun = passed, False
+
+    def put(self, _tokens: Any) -> None:
+        """Hear of tokens; the first are the prompt's."""
+        if self._begun:
+            self._passed()
+        self._begun = True
+
+    def end(self) -> None:
+        """Hear of the end."""
+
+
+def _by_transformers(
+    model: Any,
+    prompts: Mapping[int, Sequence[int]],
+    batch_size: int,
+    config: Any,
+    ended: Ended,
+    *,
+    streamer: _Streamer | None = None,
+) -> None:
     """Continue prompts by `model.generate`, the longest first."""
     import torch
 
@@ -137,7 +201,10 @@ def _by_transformers(model: Any, prompts: Mapping[int, Sequence[int]], batch_siz
             mask[row, width - length :] = 1
         with torch.inference_mode():
             output = model.generate(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                generation_config=config,
+                streamer=streamer,
             )
         for row, index in enumerate(chosen):
             ended(index, output[row, width:].tolist())
