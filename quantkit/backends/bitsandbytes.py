@@ -17,6 +17,7 @@ with dequantized weights). Preparing for training freezes the base and changes n
 """
 
 import logging
+from functools import cache
 from typing import Any
 
 from quantkit.backends import LayerFacts, dtype_name
@@ -75,12 +76,13 @@ def keep_layout(model: Any) -> None:
     """Switch off the CPU fast path of every 4-bit layer and guard the scales of every LLM.int8 layer.
 
     Raises:
-        VerificationError: a layer has been repacked already.
+        VerificationError: a layer has been repacked already, or its rows have a width that bitsandbytes decodes wrongly here.
     """
     quiet()
     for name, module in model.named_modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             _refuse_repacked(module, name)
+            _refuse_misread(module, name)
             module.support_avx512bf16_for_cpu = False
         elif hasattr(module, "init_8bit_state") and _restore_scales not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_restore_scales)
@@ -166,3 +168,33 @@ def _refuse_repacked(module: Any, name: str) -> None:
             " can neither be trained on nor merged into them. Load the model again with quantkit.modeling.load_base, which"
             " switches the repacking off"
         )
+
+
+def _refuse_misread(module: Any, name: str) -> None:
+    state = getattr(module.weight, "quant_state", None)
+    if state is not None and module.weight.device.type == "cpu" and not reads_rows(int(state.shape[-1]), state.quant_type):
+        import bitsandbytes
+
+        raise VerificationError(
+            f"{name}: bitsandbytes {bitsandbytes.__version__} decodes 4-bit rows of {state.shape[-1]} weights wrongly"
+            " on this CPU (wrong weights, no error); use a GPU, or a method that is not bitsandbytes' 4-bit"
+        )
+
+
+@cache
+def reads_rows(width: int, quant_type: str) -> bool:
+    """Say whether the CPU decodes 4-bit rows of this width as it decodes the same blocks in one long row.
+
+    In 0.50.2 widths that are no multiple of a block of 64 are misread, e.g. 96 and 160: errors up to four times the grid's.
+    """
+    import copy
+
+    import torch
+    from bitsandbytes import functional
+
+    weight = torch.randn(BLOCK, width, generator=torch.Generator().manual_seed(0))
+    codes, state = functional.quantize_4bit(weight, blocksize=BLOCK, quant_type=quant_type)
+    long = copy.copy(state)
+    long.shape = torch.Size((1, weight.numel()))
+    rows, row = functional.dequantize_4bit(codes, state), functional.dequantize_4bit(codes, long)
+    return bool(rows.flatten().equal(row.flatten()))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from quantkit.backends import dense_layer, keep_layout, layer_facts
-from quantkit.backends.bitsandbytes import dense_weight
+from quantkit.backends.bitsandbytes import dense_weight, reads_rows
 from quantkit.errors import VerificationError
 from quantkit.layers import linear_layers
 from quantkit.methods import installed_methods
@@ -114,3 +114,15 @@ def test_loading_does_not_touch_the_data_types_of_head_and_norms(tiny_model):
     model = installed_methods().prepare_model(plan, load(tiny_model, plan))
     assert {item.dtype for item in model.parameters() if item.is_floating_point()} == {torch.bfloat16}
     assert model(input_ids=token_batch()).logits.dtype == torch.bfloat16
+
+
+def test_rows_that_the_cpu_decodes_wrongly_are_refused_by_name():
+    from bitsandbytes.nn import Linear4bit
+
+    wrong = next((width for width in (96, 160, 224) if not reads_rows(width, "nf4")), None)
+    if wrong is None:
+        pytest.skip("this bitsandbytes decodes rows of every width")
+    model = torch.nn.Sequential(Linear4bit(wrong, 64, bias=False, quant_type="nf4").to("cpu"))
+    with pytest.raises(VerificationError, match=rf"0: bitsandbytes .* decodes 4-bit rows of {wrong} weights wrongly on this"):
+        keep_layout(model)
+    assert reads_rows(64, "nf4")
