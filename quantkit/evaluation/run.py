@@ -1,21 +1,21 @@
 """What does a loaded model score on these tasks, and what did measuring it cost?
 
-Answers are generated once per task; the metric, its floors, the rates and the degeneration checks all read the same texts.
-Perplexity comes from the same rows rendered as a training row would be. Measuring the parts in separate runs, on rows or
-prompts that differ a little, gives numbers that cannot be put side by side.
+All parts of a task come from one run over the same rows and prompts: measured apart, on rows or prompts that differ a little,
+numbers cannot be put side by side. A reference model is loaded when all tasks have been measured, so that its memory and time
+are in no number but its own.
 """
 
-import time
+import gc
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from quantkit.errors import UsageError
-from quantkit.evaluation.degeneration import degeneration_rates
-from quantkit.evaluation.generation import Generation, generate, stop_token_ids
-from quantkit.evaluation.perplexity import perplexity_score, row_losses
+from quantkit.evaluation.divergence import Reference, divergence_scores, row_divergences
+from quantkit.evaluation.generation import stop_token_ids
+from quantkit.evaluation.measuring import Measured, Setup, measure
 from quantkit.evaluation.rendering import render
-from quantkit.evaluation.results import Cost, RowResult, TaskResult
-from quantkit.evaluation.statistics import Score
+from quantkit.evaluation.results import Cost, TaskResult
 from quantkit.evaluation.tasks import Task
 from quantkit.memory import MemoryLog
 
@@ -29,11 +29,15 @@ def evaluate_model(
     max_new_tokens: int = 64,
     seed: int = 0,
     memory: MemoryLog | None = None,
+    reference: Reference | None = None,
 ) -> list[TaskResult]:
     """Return one result per task; `seed` drives the bootstrap, decoding is greedy and needs none.
 
+    With a `reference` each result also says how far the model is from it (`compare_with_reference`).
+
     Raises:
-        UsageError: two tasks share a name, a number is out of range, or rows do not fit the model's context.
+        UsageError: two tasks share a name, a number is out of range, rows do not fit the model's context, or a task asks for
+            divergence and there is no reference.
         VerificationError: a loss is not finite.
     """
     names = [task.name for task in tasks]
@@ -43,40 +47,63 @@ def evaluate_model(
     for setting, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise UsageError(f"{setting} is {value}; it must be at least 1")
+    for task in tasks:
+        if task.asks == "divergence" and reference is None:
+            raise UsageError(f"task {task.kind!r} compares with a reference model; --reference names it")
     log = MemoryLog() if memory is None else memory
-    return [
-        _evaluate_task(model, tokenizer, task, batch_size=batch_size, max_new_tokens=max_new_tokens, seed=seed, log=log)
-        for task in tasks
-    ]
+    setup = Setup(model=model, tokenizer=tokenizer, batch_size=batch_size, max_new_tokens=max_new_tokens, seed=seed, log=log)
+    results = [_evaluate_task(setup, task) for task in tasks]
+    if reference is None:
+        return results
+    return compare_with_reference(model, tokenizer, tasks, results, reference, batch_size=batch_size, seed=seed, memory=log)
 
 
-def _evaluate_task(
-    model: Any, tokenizer: Any, task: Task, *, batch_size: int, max_new_tokens: int, seed: int, log: MemoryLog
-) -> TaskResult:
-    rows = render(task, tokenizer, stop_token_ids(model, tokenizer))
-    prompts = [row.prompt_ids for row in rows]
-    before = len(log.stages)
-    with log.stage(f"{task.name}: generate"):
-        started = time.perf_counter()
-        answers = generate(
-            model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, title=f"{task.name}: answers"
-        )
-        generation_s = time.perf_counter() - started
-    with log.stage(f"{task.name}: perplexity"):
-        started = time.perf_counter()
-        losses = row_losses(model, rows, batch_size=batch_size, title=f"{task.name}: perplexity")
-        perplexity_s = time.perf_counter() - started
-    texts = [answer.text for answer in answers]
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    scores: dict[str, Score] = {
-        task.metric: task.score(texts),
-        "perplexity_response": perplexity_score(losses, rows, over="response", vocabulary=vocabulary, seed=seed),
-        "perplexity_all": perplexity_score(losses, rows, over="all", vocabulary=vocabulary, seed=seed),
-        **task.rates(texts),
-        **degeneration_rates(answers, task),
-    }
-    generated = sum(len(answer.tokens) for answer in answers)
-    peaks = MemoryLog(log.stages[before:]).overall()
+def compare_with_reference(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[Task],
+    results: Sequence[TaskResult],
+    reference: Reference,
+    *,
+    batch_size: int = 16,
+    seed: int = 0,
+    memory: MemoryLog | None = None,
+) -> list[TaskResult]:
+    """Return the results of these tasks with `kl_mean`, `kl_p99` and `top1_agreement` over the response positions, per row too.
+
+    The reference model is loaded here and let go again.
+
+    Raises:
+        UsageError: the two models' vocabularies differ.
+        VerificationError: a divergence is not finite.
+    """
+    log = MemoryLog() if memory is None else memory
+    with log.stage("reference: load"):
+        other = reference.load()
+    try:
+        compared = []
+        for task, result in zip(tasks, results, strict=True):
+            rows = render(task, tokenizer, stop_token_ids(model, tokenizer))
+            with log.stage(f"{task.name}: divergence"):
+                found = row_divergences(model, other, rows, batch_size=batch_size, title=f"{task.name}: divergence")
+            vocabulary = int(model.config.get_text_config().vocab_size)
+            compared.append(
+                replace(
+                    result,
+                    scores={**result.scores, **divergence_scores(found, vocabulary=vocabulary, seed=seed)},
+                    settings={**result.settings, "reference": reference.name},
+                    rows=[replace(row, kl=said.mean_kl) for row, said in zip(result.rows, found, strict=True)],
+                )
+            )
+        return compared
+    finally:
+        del other
+        gc.collect()
+
+
+def _evaluate_task(setup: Setup, task: Task) -> TaskResult:
+    before = len(setup.log.stages)
+    measured = measure(setup, task)
     return TaskResult(
         task=task.name,
         kind=task.kind,
@@ -84,42 +111,32 @@ def _evaluate_task(
         source=task.source,
         data_fingerprint=task.fingerprint,
         n=len(task.examples),
-        seed=seed,
+        seed=setup.seed,
         settings={
-            "batch_size": batch_size,
-            "max_new_tokens": max_new_tokens,
-            "decoding": "greedy",
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": str(model.device),
+            "batch_size": setup.batch_size,
+            **measured.settings,
+            "dtype": str(setup.model.dtype).removeprefix("torch."),
+            "device": str(setup.model.device),
             "system_prompt": _system_prompt(task),
+            **task.settings(),
         },
-        scores=scores,
-        cost=Cost(
-            generated_tokens=generated,
-            generation_s=round(generation_s, 3),
-            tokens_per_s=round(generated / generation_s, 1),
-            perplexity_s=round(perplexity_s, 3),
-            peak_rss_bytes=peaks.peak_rss_bytes,
-            peak_allocated_bytes=peaks.peak_allocated_bytes,
-            peak_reserved_bytes=peaks.peak_reserved_bytes,
-        ),
-        rows=_rows(task, answers),
+        scores=measured.scores,
+        cost=_cost(measured, MemoryLog(setup.log.stages[before:])),
+        rows=measured.rows,
     )
 
 
-def _rows(task: Task, answers: Sequence[Generation]) -> list[RowResult]:
-    texts = [answer.text for answer in answers]
-    return [
-        RowResult(
-            row=example.row,
-            gold=gold,
-            answer=task.parse(answer.text),
-            correct=correct,
-            stopped=answer.stopped,
-            text=answer.text,
-        )
-        for example, gold, correct, answer in zip(task.examples, task.gold, task.correct(texts), answers, strict=True)
-    ]
+def _cost(measured: Measured, stages: MemoryLog) -> Cost:
+    peaks = stages.overall()
+    return Cost(
+        generated_tokens=measured.generated_tokens,
+        generation_s=round(measured.generation_s, 3),
+        tokens_per_s=round(measured.generated_tokens / measured.generation_s, 1) if measured.generation_s else 0.0,
+        perplexity_s=round(measured.perplexity_s, 3),
+        peak_rss_bytes=peaks.peak_rss_bytes,
+        peak_allocated_bytes=peaks.peak_allocated_bytes,
+        peak_reserved_bytes=peaks.peak_reserved_bytes,
+    )
 
 
 def _system_prompt(task: Task) -> str | None:
