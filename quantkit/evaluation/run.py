@@ -30,10 +30,12 @@ def evaluate_model(
     seed: int = 0,
     memory: MemoryLog | None = None,
     reference: Reference | None = None,
+    compared_later: bool = False,
 ) -> list[TaskResult]:
     """Return one result per task; `seed` drives the bootstrap, decoding is greedy and needs none.
 
-    With a `reference` each result also says how far the model is from it (`compare_with_reference`).
+    With a `reference` each result also says how far the model is from it (`compare_with_reference`). With `compared_later` the
+    caller does that; a task that asks for divergence lacks its main score until then.
 
     Raises:
         UsageError: two tasks share a name, a number is out of range, rows do not fit the model's context, or a task asks for
@@ -48,7 +50,7 @@ def evaluate_model(
         if value < 1:
             raise UsageError(f"{setting} is {value}; it must be at least 1")
     for task in tasks:
-        if task.asks == "divergence" and reference is None:
+        if task.asks == "divergence" and reference is None and not compared_later:
             raise UsageError(f"task {task.kind!r} compares with a reference model; --reference names it")
     log = MemoryLog() if memory is None else memory
     setup = Setup(model=model, tokenizer=tokenizer, batch_size=batch_size, max_new_tokens=max_new_tokens, seed=seed, log=log)

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 NOTHING = "no result"
 TURNS = 3
 """How often an artifact that others were at is looked at again."""
-NOT_DEGENERATE = ("FLOOR",)
-"""Marks that say something of the score, not that the model is broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +179,8 @@ def why_pending(found: Mapping[str, Any] | None, task: "Task", flags: Flags) -> 
     for name, value, other in pairs:
         if value != other:
             return f"its result has {name} {value!r}, not {other!r}"
+    if flags.reference is not None and "reference" not in settings:
+        return "its result is compared with no reference model"
     return ""
 
 
@@ -205,7 +205,7 @@ def failed_gates(work: Work, done: Sequence[ArtifactResult]) -> dict[str, str]:
     """Return artifact → what its gate or its answers say against it."""
     faults = {artifact.name: reasons for artifact in work.artifacts if (reasons := failed_gate(artifact))}
     for artifact in done:
-        marks = {f"{result.task}: {mark}" for result in artifact.results for mark in result.marks if mark not in NOT_DEGENERATE}
+        marks = {f"{result.task}: {mark}" for result in artifact.results for mark in result.degenerate}
         if marks:
             faults[artifact.name] = "; ".join([*filter(None, [faults.get(artifact.name)]), *sorted(marks)])
     return faults
@@ -213,7 +213,7 @@ def failed_gates(work: Work, done: Sequence[ArtifactResult]) -> dict[str, str]:
 
 def _finish(work: Work, failed: "list[Failure]") -> int:
     done = work.filed()
-    show(done)
+    compared = show(done, baseline=work.flags.baseline)
     faults = failed_gates(work, done)
     for name, reasons in faults.items():
         console.warn(f"{name} failed its gates: {reasons}")
@@ -227,6 +227,7 @@ def _finish(work: Work, failed: "list[Failure]") -> int:
                 "artifacts": [artifact.to_dict() for artifact in done],
                 "failed": failed,
                 "failed_gates": faults,
+                **compared,
             }
         )
     codes = [int(failure["exit_code"]) for failure in failed] + [1 for _ in missing]
