@@ -55,9 +55,10 @@ def measures_of(a: TaskResult, b: TaskResult, pairs: Pairs) -> tuple[list[Measur
         shares = all(0.0 <= (row.value or 0.0) <= 1.0 for pair in pairs for row in pair)
         better = True if score is None else a.scores[score].higher_is_better
         found.append(Measure(name, "points" if shares and better else "units", better, lambda row: row.value))
-    if _complete(pairs, lambda row: row.kl):
+    judged = [pair for pair in pairs if any(row.nll_tokens for row in pair)] or pairs  # beyond the context nothing is
+    if _complete(judged, lambda row: row.kl):
         found.append(Measure("kl_mean", "nats", False, lambda row: row.kl, _kl_weight(a, b)))
-    if _complete(pairs, lambda row: row.nll) and any(one.nll_tokens for one, _ in pairs):
+    if _complete(judged, lambda row: row.nll) and any(one.nll_tokens for one, _ in pairs):
         if all(one.nll_tokens == two.nll_tokens for one, two in pairs):
             found.append(Measure("perplexity_response", "nats/token", False, lambda row: row.nll, lambda row: row.nll_tokens))
         else:

@@ -41,6 +41,10 @@ FLOOR, BROKEN = "FLOOR", "BROKEN"
 """A score not above its best floor by its interval; a perplexity no better than the size of the vocabulary, which is chance."""
 FEW_LABELS = 10
 """Up to so many different references, one answer for all rows is a weak model's habit, not a broken artifact's."""
+FAIR = 2
+"""An answer that goes on past so many times its reference's tokens was given the room to end."""
+OF_TOKENS = ("perplexity", "kl_", "top1_")
+"""Scores whose coverage counts tokens; of rows that are cut off some may be left out whole."""
 REQUIRED_RATES = ("empty_rate", "repetition_rate", "stop_rate")
 """What a result with generated answers cannot be read without."""
 
@@ -112,9 +116,9 @@ class TaskResult:
         self.check_coverages()
 
     def check_coverages(self) -> None:
-        """Raise `UsageError` for a score over some rows that claims to cover more; a perplexity's coverage counts tokens."""
+        """Raise `UsageError` for a score over some of the rows that claims to cover more of them."""
         for name, score in self.scores.items():
-            if not name.startswith("perplexity") and score.n < self.n and score.coverage * self.n > score.n * (1 + 1e-9):
+            if not name.startswith(OF_TOKENS) and score.n < self.n and score.coverage * self.n > score.n * (1 + 1e-9):
                 raise UsageError(
                     f"result: scores.{name} is over {score.n} of {self.n} rows but says that it covers {score.coverage:.1%};"
                     f" its coverage is at most {score.n / self.n:.1%}"
@@ -142,9 +146,15 @@ class TaskResult:
                 continue
             value = self.scores[mark.rate].value
             if (value >= mark.threshold) if mark.bad_when_high else (1 - value >= mark.threshold):
-                few = mark.rate == "constant_rate" and len({row.gold for row in self.rows}) <= FEW_LABELS
-                found.append((mark.name, mark.fails and not few))
+                found.append((mark.name, mark.fails and not self._excused(mark)))
         return [*found, (BROKEN, True)] if self._worse_than_uniform() else found
+
+    def _excused(self, mark: Mark) -> bool:
+        """Whether a mark says nothing against the artifact: few possible answers, or answers cut off before a fair length."""
+        if mark.rate == "constant_rate":
+            return len({row.gold for row in self.rows}) <= FEW_LABELS
+        cut = [row for row in self.rows if row.stopped is False]
+        return mark.rate == "stop_rate" and 2 * sum(row.generated_tokens < FAIR * row.nll_tokens for row in cut) > len(cut)
 
     def _worse_than_uniform(self) -> bool:
         scores = [score for name, score in self.scores.items() if name.startswith("perplexity")]

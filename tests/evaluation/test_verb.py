@@ -19,7 +19,7 @@ from quantkit_registry.records import ArtifactRecord, BaseReference, write_recor
 from quantkit_registry.store import Registry
 from quantkit_tools.cli import run_verb
 
-QUICK = ["--limit", "4", "--max-new-tokens", "12"]
+QUICK = ["--limit", "4", "--max-new-tokens", "24"]
 
 
 @pytest.fixture(autouse=True)

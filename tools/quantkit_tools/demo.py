@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
     evaluation = ["--data", held_out, "--registry", root, "--max-new-tokens", str(MAX_NEW_TOKENS)]
 
     _title("1. How good is the model before?")
-    before = _read("evaluate", model, *evaluation)
+    before = _read("evaluate", model, *evaluation, degenerate_too=True)  # untrained, it may go on without end
     _title("2. Train LoRA adapters on a 4-bit base, merge, save")
     training = [
         "--model-name-or-path", model, "--quant-method", "QLORA", "--peft-config", "LoRa", "--lora-r", "16",
@@ -99,20 +99,23 @@ def _title(text: str) -> None:
     say(f"\n== {text}", style="bold")
 
 
-def _run(*arguments: str, capture: bool = False) -> str:
+def _run(*arguments: str, capture: bool = False, degenerate_too: bool = False) -> str:
     say(f"$ quantkit {shlex.join(arguments)}", style="dim")
     sys.stdout.flush()
     command = [sys.executable, "-m", "quantkit_tools.cli", *arguments]
     done = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE if capture else None)
     if done.returncode == 130:
         raise KeyboardInterrupt
-    if done.returncode != 0:
+    if done.returncode != 0 and not (degenerate_too and done.returncode == VerificationError.exit_code):
         raise QuantkitError(f"quantkit {arguments[0]} ended with exit code {done.returncode}; its message stands above")
     return done.stdout or ""
 
 
-def _read(*arguments: str) -> dict[str, Any]:
-    data = json.loads(_run(*arguments, "--json", capture=True))
+def _read(*arguments: str, degenerate_too: bool = False) -> dict[str, Any]:
+    printed = _run(*arguments, "--json", capture=True, degenerate_too=degenerate_too)
+    if not printed:
+        raise QuantkitError(f"quantkit {arguments[0]} --json printed nothing; its message stands above")
+    data = json.loads(printed)
     if not isinstance(data, dict):
         raise QuantkitError(f"quantkit {arguments[0]} --json did not print an object")
     return data

@@ -16,7 +16,9 @@ from quantkit import console
 from quantkit.errors import UsageError
 from quantkit.evaluation.results import ArtifactResult, TaskResult
 from quantkit_registry.store import RESULTS, Registry
+from quantkit_tools.evaluate_compare import check_baseline, compare_artifacts, show_comparisons, warn_degenerate
 from quantkit_tools.evaluate_harness import check_harness, harness_results
+from quantkit_tools.evaluate_reference import open_reference
 
 if TYPE_CHECKING:
     from quantkit.evaluation.tasks import Task
@@ -36,13 +38,18 @@ class Flags:
     """Rows to ask: files, folders, built-in names (arc, openmath, NAME:FILE) or hub ids, separated by commas. Without it,
     two generated sets of one-step arithmetic."""
     task: str = "auto"
-    """How answers are judged: numeric (the last \\boxed{…}), choice (a letter) or auto (read off the reference answers)."""
+    """What is measured: numeric (the last \\boxed{…}), choice (a letter), choice-likelihood (the likeliest option), qa (SQuAD:
+    exact match and F1), yesno, label (a few classes), perplexity, divergence (from --reference), a plugin's task, or auto (read
+    off the rows)."""
     limit: int | None = None
     """Ask only so many rows of each set, drawn by --seed."""
     batch_size: int = 16
     """Prompts at a time."""
     max_new_tokens: int = 64
     """Longest answer in tokens."""
+    reference: Annotated[str | None, tyro.conf.arg(metavar="PATH|source")] = None
+    """Also say how far the next-token distributions are from this model's: mean and 99th-percentile divergence, agreement.
+    source: from what each artifact was made from."""
     system_prompt: str | None = None
     """Ask with this system prompt instead of the one the model was trained with; "" asks without any."""
     method: str | None = None
@@ -69,6 +76,8 @@ class Flags:
     """Evaluate only artifacts of the registry, and of those only what has no result yet on these rows under these settings."""
     dry_run: bool = False
     """With --pending: list what has no result yet and why, and stop."""
+    baseline: str | None = None
+    """Compare the others with this one of the paths; default the best one without a mark, which asks more of the others."""
     json: bool = False
     """Print one JSON object; human text goes to stderr."""
 
@@ -87,19 +96,20 @@ def main(arguments: list[str]) -> int:
         raise UsageError("--dry-run lists what has no result yet; it goes with --pending")
     if not flags.paths:
         raise UsageError("no path was given; quantkit evaluate FOLDER… names what to evaluate, --pending finds it")
+    check_baseline(flags.baseline, flags.paths)
     if len(flags.paths) == 1:
         done, failed = [evaluate_path(flags, flags.paths[0])], list[dict[str, Any]]()
     else:
         from quantkit_tools.evaluate_groups import evaluate_each
 
         done, failed = evaluate_each(flags)
-    show(done)
+    compared = show(done, baseline=flags.baseline)
     for failure in failed:
         console.warn(f"{failure['path']} was not evaluated: {failure['error']}")
     if flags.json:
         artifacts = [artifact.to_dict() for artifact in done]
-        console.emit_json({"schema_version": SCHEMA_VERSION, "artifacts": artifacts, "failed": failed})
-    return max((int(failure["exit_code"]) for failure in failed), default=0)
+        console.emit_json({"schema_version": SCHEMA_VERSION, "artifacts": artifacts, "failed": failed} | compared)
+    return max([int(failure["exit_code"]) for failure in failed] + [warn_degenerate(done)])
 
 
 def evaluate_path(flags: Flags, path: str) -> ArtifactResult:
@@ -145,7 +155,7 @@ def score(flags: Flags, path: str, opened: "Opened", load: Callable[["MemoryLog"
 
     With `--pending` tasks that have a result, or that another process is at, are left out; without any nothing is loaded.
     """
-    from quantkit.evaluation.run import evaluate_model
+    from quantkit.evaluation.run import compare_with_reference, evaluate_model
     from quantkit.memory import MemoryLog
     from quantkit.modeling import load_tokenizer
     from quantkit_tools.evaluate_pending import claimed
@@ -164,8 +174,9 @@ def score(flags: Flags, path: str, opened: "Opened", load: Callable[["MemoryLog"
     with claimed(flags, registry, opened.artifact, tasks_of(flags, opened.system_prompt)) as tasks:
         if not tasks and not flags.harness:
             return whole
-        model = load(memory)
         tokenizer = load_tokenizer(opened.tokenizer, trust_remote_code=flags.trust_remote_code)
+        reference = open_reference(flags, opened, tokenizer, tasks)
+        model = load(memory)
         for task in tasks:
             results = evaluate_model(
                 model,
@@ -175,14 +186,24 @@ def score(flags: Flags, path: str, opened: "Opened", load: Callable[["MemoryLog"
                 max_new_tokens=flags.max_new_tokens,
                 seed=flags.seed,
                 memory=memory,
+                compared_later=reference is not None,
             )
             whole = replace(whole, memory=memory.to_dict(), results=[*whole.results, *results])
             for result in results:
-                file_result(registry, whole, result)
+                if result.metric in result.scores:  # else it is whole once the reference has been heard
+                    file_result(registry, whole, result)
         results = harness_results(flags, model, tokenizer, memory)
         whole = replace(whole, memory=memory.to_dict(), results=[*whole.results, *results])
         for result in results:
             file_result(registry, whole, result)
+        if reference is not None:
+            results, others = whole.results[: len(tasks)], whole.results[len(tasks) :]
+            results = compare_with_reference(
+                model, tokenizer, tasks, results, reference, batch_size=flags.batch_size, seed=flags.seed, memory=memory
+            )
+            whole = replace(whole, memory=memory.to_dict(), results=[*results, *others])
+            for result in results:
+                file_result(registry, whole, result)
     console.say(f"results are kept in {registry.root / RESULTS / opened.artifact}")
     return whole
 
@@ -222,9 +243,13 @@ def file_result(registry: Registry, whole: ArtifactResult, result: TaskResult) -
         ) from None
 
 
-def show(artifacts: list[ArtifactResult]) -> None:
-    """Print one table of all results."""
-    from quantkit.evaluation.table import CAPTION, COLUMNS, table_rows
+def show(artifacts: list[ArtifactResult], *, baseline: str | None = None) -> dict[str, Any]:
+    """Print one table of all results and one of their paired comparisons; return the latter as plain JSON data."""
+    from quantkit.evaluation.table import table_of
 
     if artifacts:
-        console.table("Evaluation", COLUMNS, table_rows(artifacts), caption=CAPTION)
+        columns, rows, caption = table_of(artifacts)
+        console.table("Evaluation", columns, rows, caption=caption)
+    compared = compare_artifacts(artifacts, baseline=baseline)
+    show_comparisons(compared)
+    return compared.to_dict()
