@@ -57,7 +57,10 @@ def measures_of(a: TaskResult, b: TaskResult, pairs: Pairs) -> tuple[list[Measur
         found.append(Measure(name, "points" if shares and better else "units", better, lambda row: row.value))
     judged = [pair for pair in pairs if any(row.nll_tokens for row in pair)] or pairs  # beyond the context nothing is
     if _complete(judged, lambda row: row.kl):
-        found.append(Measure("kl_mean", "nats", False, lambda row: row.kl, _kl_weight(a, b)))
+        if a.settings.get("reference") == b.settings.get("reference"):
+            found.append(Measure("kl_mean", "nats", False, lambda row: row.kl, _kl_weight(a, b)))
+        else:
+            left_out.append("they diverge from different reference models, so divergences are not compared")
     if _complete(judged, lambda row: row.nll) and any(one.nll_tokens for one, _ in pairs):
         if all(one.nll_tokens == two.nll_tokens for one, two in pairs):
             found.append(Measure("perplexity_response", "nats/token", False, lambda row: row.nll, lambda row: row.nll_tokens))

@@ -155,6 +155,8 @@ def test_divergences_are_compared_in_nats() -> None:
     two = result([True] * 12, more={"kl": [0.05 + 0.001 * n for n in range(12)]})
     found = compare(("A", one), ("B", two))[1]
     assert (found.measure, found.unit, found.winner) == ("kl_mean", "nats", "first")
+    (right,) = compare(("A", one), ("B", replace(two, settings=SETTINGS | {"reference": "another model"})))
+    assert right.caveats == ["they diverge from different reference models, so divergences are not compared"]
 
 
 def test_equal_models_are_called_equal() -> None:
