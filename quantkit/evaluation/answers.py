@@ -122,8 +122,8 @@ def lettered_options(question: str) -> tuple[Option, ...]:
                 run.append(mark)
         if len(run) >= max(2, len(best)):
             best = run
-    ends = [start for _, start, _ in best[1:]] + [len(question)]
-    options = tuple(Option(label, question[begin:end].strip()) for (label, _, begin), end in zip(best, ends, strict=True))
+    ends = [start for _, start, _ in [*best[1:], ("", len(question), 0)]]
+    options = tuple(Option(mark[0], question[mark[2] : end].strip()) for mark, end in zip(best, ends, strict=False))
     return options if all(option.text for option in options) else ()
 
 

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from quantkit.evaluation.answers import canonical_number, choice_label, last_boxed, numbers_in
+from quantkit.evaluation.answers import canonical_number, choice_label, last_boxed, lettered_options, numbers_in
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,20 @@ def test_a_letter_counts_only_where_it_is_a_choice(text: str, letter: str | None
 def test_digits_are_labels_where_options_are_numbered() -> None:
     assert choice_label("The answer is 3.", "ABCD12345") == "3"
     assert choice_label("30 degrees", "ABCD12345") is None
+
+
+@pytest.mark.parametrize(
+    ("question", "found"),
+    [
+        ("Which? A. the sun B. a star\nC. Mars", [("A", "the sun"), ("B", "a star"), ("C", "Mars")]),
+        ("Which?\n(A) one\n(B) two", [("A", "one"), ("B", "two")]),
+        ("Which? 1. up 2. down", [("1", "up"), ("2", "down")]),
+        ("In plan A. they ran. Why? A. fear B. fun C. duty", [("A", "fear"), ("B", "fun"), ("C", "duty")]),
+        ("A. only one", []),
+        ("B. no A before C. it", []),
+        ("A. B. nothing between", []),
+        ("no options at all", []),
+    ],
+)
+def test_options_are_read_off_a_question_that_lists_them(question: str, found: list[tuple[str, str]]) -> None:
+    assert [(option.label, option.text) for option in lettered_options(question)] == found
