@@ -11,7 +11,7 @@ from quantkit.errors import UsageError
 from quantkit.evaluation.results import RowResult, TaskResult
 
 HARMLESS = ("batch_size", "device", "reference")
-"""Settings that may differ without a word: answers differ by rounding at most; the reference model concerns divergences only."""
+"""Settings that may differ without a word: they change answers by rounding at most, or concern divergences only."""
 TOLD = {
     "system_prompt": "each was asked with its own system prompt",
     "dtype": "they computed in different data types",
