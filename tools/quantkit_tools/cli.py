@@ -11,6 +11,7 @@ VERBS = {
     "quantize": "make a finished model small, judged against its source",
     "merge": "fold a kept adapter into its base, and say what that cost",
     "evaluate": "detect, load and score artifacts",
+    "report": "results side by side: table, CSV, JSON, one HTML page",
     "methods": "list quantization methods and whether they work here",
     "registry": "ls, tree, show, verify, lineage, detect, adopt: what is in these folders",
     "demo": "the whole tour on a small real model, on this machine",
