@@ -57,8 +57,8 @@ def loglikelihoods(
 
     _check(requests, context_length(model))
     groups: dict[tuple[int, ...], list[int]] = {}
-    for index, (prompt, _) in enumerate(requests):
-        groups.setdefault(tuple(prompt), []).append(index)
+    for index, (first, _) in enumerate(requests):
+        groups.setdefault(tuple(first), []).append(index)
     shared = shares_prefix(model)
     whole: list[tuple[tuple[int, ...], list[int]]] = []
     split: list[tuple[tuple[int, ...], list[int]]] = []

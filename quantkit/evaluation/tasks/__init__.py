@@ -1,6 +1,6 @@
 """Which kinds of task are there, and which one do these rows call for?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from quantkit.evaluation.answers import Option, canonical_number, last_boxed, normal_label
 from quantkit.evaluation.tasks.base import AnswerTask, Asks, Example, Task
@@ -53,7 +53,7 @@ def guess_kind(examples: Sequence[Example]) -> str:
     Plain texts call for `perplexity`, several gold answers for `qa`, single letters for `choice`, yes and no for `yesno`,
     numbers for `numeric`, and a few short references that come again and again for `label`.
     """
-    tests = (
+    tests: tuple[tuple[type[Task], Callable[[], bool]], ...] = (
         (Perplexity, lambda: all(example.text is not None for example in examples)),
         (ExtractiveQA, lambda: any(example.answers for example in examples)),
         (MultipleChoiceLetter, lambda: _letters(examples)),
