@@ -103,7 +103,8 @@ class _Run:
             output = self._lm_eval(name, task)
         seconds, generated = time.perf_counter() - started, self.wrapped.generated_tokens - tokens
         samples, numbers = output["samples"][name], output["results"][name]
-        judged, peaks = judge(task, samples, numbers, seed=self.seed), MemoryLog(self.log.stages[before:]).overall()
+        judged = judge(task, samples, numbers, seed=self.seed, tokens_in=self.wrapped.tokens_in)
+        peaks = MemoryLog(self.log.stages[before:]).overall()
         own = {
             "task_version": task.VERSION,
             "output_type": task.OUTPUT_TYPE,

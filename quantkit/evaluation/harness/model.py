@@ -64,6 +64,10 @@ def wrap(model: Any, tokenizer: Any, *, batch_size: int) -> Any:
             with _reporting(self, len(requests)):
                 return super().generate_until(requests, disable_tqdm=True)
 
+        def tokens_in(self, before: str, text: str) -> int:
+            """Return how many tokens a text has after another one."""
+            return len(self._encode_pair(before, text)[1] if before else self.tok_encode(text))
+
         def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> Any:
             return super()._loglikelihood_tokens(requests, **kwargs | {"disable_tqdm": True})
 

@@ -1,29 +1,36 @@
 """What do lm-eval's answers amount to, with all that it takes to judge them?
 
 A metric of lm-eval comes as one number with a standard error. Its values row by row are kept there too; from these come n, a
-95 % interval, and what predictors that understand nothing get by the task's own rules: the first option, the most frequent
-one, the longest, an empty text, the question again. The floors go through the same functions as the model's answers, so a
-task may define its metrics as it likes.
+95 % interval of whatever the task makes of them, and rows that two models can be paired by. The standard error alone would do
+for neither.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from quantkit.console import warn
 from quantkit.errors import VerificationError
+from quantkit.evaluation.degeneration import constant_rate, ends_in_loop
+from quantkit.evaluation.harness.floors import (
+    Values,
+    each_option,
+    first_of,
+    gold_option,
+    gold_text,
+    options,
+    predict,
+    values_of_texts,
+)
 from quantkit.evaluation.results import RowResult
 from quantkit.evaluation.statistics import Floor, Score, share_score
 
-UNLIKELY = -100.0
-"""Log-likelihood of the options that a predictor does not choose."""
 UNPARSED = "[invalid]"
 """What lm-eval's filters return for a text that gives no answer."""
 RESAMPLES = 1000
 SLOW = {"bleu": 100, "chrf": 100, "ter": 100}
 """Metrics of whole corpora, with fewer draws, as in lm-eval."""
-Values = Mapping[str, Any]
+Count = Callable[[str, str], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +41,12 @@ class Judged:
     rows: list[RowResult]
 
 
-def judge(task: Any, samples: Sequence[Mapping[str, Any]], reported: Mapping[str, Any], *, seed: int) -> Judged:
+def judge(
+    task: Any, samples: Sequence[Mapping[str, Any]], reported: Mapping[str, Any], *, seed: int, tokens_in: Count
+) -> Judged:
     """Return the scores and rows of one task from the samples that lm-eval logged and the numbers that it reported.
+
+    `tokens_in` counts the tokens of a text after another one, as lm-eval does.
 
     Raises:
         VerificationError: the rows do not give the number that lm-eval reported.
@@ -46,7 +57,7 @@ def judge(task: Any, samples: Sequence[Mapping[str, Any]], reported: Mapping[str
         chosen = [sample for sample in samples if sample["filter"] == name]
         generates = task.OUTPUT_TYPE == "generate_until"
         coverage = sum(_answer(sample) is not None for sample in chosen) / len(chosen) if generates else 1.0
-        rows = _Rows(task, chosen, _predict(task, name, chosen), coverage, seed)
+        rows = _Rows(task, chosen, predict(task, name, chosen), coverage, seed)
         metrics = list(dict.fromkeys(metric for sample in chosen for metric in sample["metrics"]))
         for metric in metrics:
             label = metric if name == "none" else f"{metric},{name}"
@@ -59,12 +70,32 @@ def judge(task: Any, samples: Sequence[Mapping[str, Any]], reported: Mapping[str
         raise VerificationError(f"lm-eval task {task.task_name} reported no number")
     main = next((label for label, score in scores.items() if score.interval == "wilson"), next(iter(scores)))
     scores = {main: scores[main], **scores}
-    first = main.partition(",")[2] or "none"
-    of_main = [sample for sample in samples if sample["filter"] == first]
+    metric, _, first = main.partition(",")
+    of_main = [sample for sample in samples if sample["filter"] == (first or "none")]
     if task.OUTPUT_TYPE == "generate_until":
-        texts = [str(_first(sample["resps"])).strip() for sample in of_main]
-        scores["empty_rate"] = share_score(sum(not text for text in texts), len(texts))
-    return Judged(scores, [_row(task, main.partition(",")[0], sample) for sample in of_main])
+        scores |= _rates(task, metric, first or "none", of_main)
+    return Judged(scores, [_row(task, metric, sample, tokens_in) for sample in of_main])
+
+
+def _rates(task: Any, metric: str, name: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
+    """Return how many texts are empty, loop, or could be read, and how often the commonest one is given where wrong."""
+    texts = [str(first_of(sample["resps"])) for sample in samples]
+    answers = {text: _answer(sample) for text, sample in zip(texts, samples, strict=True)}
+    n = len(texts)
+    rates = {
+        "empty_rate": share_score(sum(not text.strip() for text in texts), n),
+        "repetition_rate": share_score(sum(map(ends_in_loop, texts)), n),
+        "parsed_rate": share_score(sum(_answer(sample) is not None for sample in samples), n),
+    }
+
+    def correct(written: Sequence[str]) -> list[bool]:
+        return [values.get(metric) == 1 for values in values_of_texts(task, name, samples, written)]
+
+    try:
+        return rates | {"constant_rate": constant_rate(texts, answers.get, correct)}
+    except Exception as error:  # rules of a task's own, written for answers of models
+        warn(f"lm-eval task {task.task_name}: its own rules fail on a fixed answer, so constant_rate is missing: {error!r}")
+        return rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +119,10 @@ class _Rows:
         higher = self.task.higher_is_better().get(metric) in (None, True)
         predicted = {name: [row[metric] for row in rows if metric in row] for name, rows in self.floors.items()}
         floors = tuple(Floor(name=name, value=float(aggregate(own))) for name, own in predicted.items() if own)
+        coverage = self.coverage * len(values) / len(self.samples)  # rows may lack a metric
         shares = all(isinstance(value, int | float) and value in (0, 1) for value in values)
         if shares and found == sum(values) / len(values):
-            score = share_score(int(sum(values)), len(values), coverage=self.coverage, floors=floors)
+            score = share_score(int(sum(values)), len(values), coverage=coverage, floors=floors)
             return replace(score, higher_is_better=higher)
         low, high = _bootstrap(values, aggregate, draws=SLOW.get(metric, RESAMPLES), seed=self.seed)
         return Score(
@@ -99,7 +131,7 @@ class _Rows:
             low=min(low, found),
             high=max(high, found),
             interval="bootstrap",
-            coverage=self.coverage,
+            coverage=coverage,
             floors=floors,
             higher_is_better=higher,
         )
@@ -127,99 +159,25 @@ def _bootstrap(
     return interval(np.asarray(found), n)
 
 
-def _predict(task: Any, name: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, list[Values]]:
-    """Return name → the metrics of every row of predictors that understand nothing, by the task's own rules."""
-    try:
-        if task.OUTPUT_TYPE == "multiple_choice":
-            return _choosers(task, samples)
-        if task.OUTPUT_TYPE == "generate_until":
-            return _writers(task, name, samples)
-    except Exception as error:  # rules of a task's own, written for answers of models
-        warn(f"lm-eval task {task.task_name}: its own rules fail on a fixed answer, so it has no floors: {error!r}")
-    return {}
-
-
-def _choosers(task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, list[Values]]:
-    every = [_each_option(task, sample) for sample in samples]
-    gold = [_gold_option(row) for row in every]
-    most = Counter(option for option in gold if option is not None).most_common(1)
-    longest = [
-        max(range(len(row)), key=lambda at, s=sample: len(options(task, s)[at]))
-        for row, sample in zip(every, samples, strict=True)
-    ]
-    found = {"constant": [row[0] for row in every], "longest": [row[at] for row, at in zip(every, longest, strict=True)]}
-    if most:
-        found["majority"] = [row[min(most[0][0], len(row) - 1)] for row in every]
-    return found
-
-
-def _each_option(task: Any, sample: Mapping[str, Any]) -> list[Values]:
-    """Return the metrics of a row for each option that could be chosen."""
-    count, requests = len(options(task, sample)), len(sample["arguments"])
-    return [
-        task.process_results(
-            sample["doc"],
-            [(0.0 if at == chosen or at >= count else UNLIKELY, at == chosen) for at in range(requests)],
-        )
-        for chosen in range(count)
-    ]
-
-
-def _gold_option(row: Sequence[Values]) -> int | None:
-    """Return the option that the task's first metric calls right."""
-    return next((at for at, values in enumerate(row) if next(iter(values.values()), None) == 1), None)
-
-
-def options(task: Any, sample: Mapping[str, Any]) -> list[str]:
-    """Return the texts that were compared: continuations of one question, or whole questions with one continuation."""
-    pairs = [(str(pair[0]), str(pair[1])) for pair in sample["arguments"]]
-    texts = [after for _, after in pairs] if len({before for before, _ in pairs}) == 1 else [before for before, _ in pairs]
-    if task.get_config("doc_to_choice") is not None:
-        count = len(task.doc_to_choice(sample["doc"]))
-        if len(pairs) == 2 * count:  # mutual information asks every option once more without its question
-            return [after for _, after in pairs[:count]]
-    return texts
-
-
-def _writers(task: Any, name: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, list[Values]]:
-    n = len(samples)
-    most = Counter(_gold_text(sample["target"]) for sample in samples).most_common(1)[0][0]
-    texts = {
-        "empty": [""] * n,
-        "majority": [most] * n,
-        "echo": [str(sample["arguments"][0][0]) for sample in samples],
-    }
-    return {label: _values_of_texts(task, name, samples, written) for label, written in texts.items()}
-
-
-def _values_of_texts(task: Any, name: str, samples: Sequence[Mapping[str, Any]], texts: Iterable[str]) -> list[Values]:
-    """Return the metrics of each row had the model written this text, filters included."""
-    answers: Any = [[text] * len(sample["resps"][0]) for text, sample in zip(texts, samples, strict=True)]
-    docs = [sample["doc"] for sample in samples]
-    for ensemble in getattr(task, "_filters", ()):
-        if ensemble.name == name:
-            for make in ensemble.filters:
-                answers = list(make().apply(answers, docs))
-    return [task.process_results(doc, [answer]) for doc, answer in zip(docs, answers, strict=True)]
-
-
-def _row(task: Any, metric: str, sample: Mapping[str, Any]) -> RowResult:
+def _row(task: Any, metric: str, sample: Mapping[str, Any], tokens_in: Count) -> RowResult:
     value = sample.get(metric)
     number = float(value) if isinstance(value, int | float) else None
-    kind, gold, answer, text, nll = task.OUTPUT_TYPE, _gold_text(sample["target"]), None, "", None
+    kind, gold, answer, text, nll, tokens = task.OUTPUT_TYPE, gold_text(sample["target"]), None, "", None, 0
     if kind == "multiple_choice":
         texts = [text.strip() for text in options(task, sample)]
         chosen = _chosen(task, metric, sample)
-        right = _gold_option(_each_option(task, sample))
-        gold, answer = gold if right is None else texts[right], texts[chosen]
-        nll = -float(sample["filtered_resps"][chosen if right is None else right][0])
+        right = gold_option(each_option(task, sample))
+        answer = texts[chosen]
+        if right is not None:
+            gold, nll = texts[right], -float(sample["filtered_resps"][right][0])
+            tokens = tokens_in(*sample["arguments"][right])
     elif kind == "generate_until":
-        answer, text = _answer(sample), str(_first(sample["resps"]))
+        answer, text = _answer(sample), str(first_of(sample["resps"]))
     elif kind == "loglikelihood":
-        nll = -float(sample["filtered_resps"][0][0])
+        nll, tokens = -float(sample["filtered_resps"][0][0]), tokens_in(*sample["arguments"][0])
         answer = gold if sample["filtered_resps"][0][1] else None
     elif kind == "loglikelihood_rolling":
-        nll = -float(sample["filtered_resps"][0])
+        nll, tokens = -float(sample["filtered_resps"][0]), tokens_in("", *sample["arguments"][0])
     return RowResult(
         row=int(sample["doc_id"]),
         gold=gold,
@@ -228,6 +186,7 @@ def _row(task: Any, metric: str, sample: Mapping[str, Any]) -> RowResult:
         text=text,
         value=None if number in (0.0, 1.0) else number,
         nll=nll,
+        nll_tokens=tokens,
     )
 
 
@@ -243,16 +202,6 @@ def _chosen(task: Any, metric: str, sample: Mapping[str, Any]) -> int:
 
 def _answer(sample: Mapping[str, Any]) -> str | None:
     """Return what the filters made of a text; None where they found no answer in it."""
-    found = _first(sample["filtered_resps"])
+    found = first_of(sample["filtered_resps"])
     text = str(found).strip()
     return None if text in ("", UNPARSED) else text
-
-
-def _first(value: Any) -> Any:
-    while isinstance(value, list | tuple) and value:
-        value = value[0]
-    return "" if isinstance(value, list | tuple) else value
-
-
-def _gold_text(target: Any) -> str:
-    return str(_first(target)).strip()
