@@ -132,6 +132,8 @@ def test_labels_are_scored_by_accuracy_and_macro_f1_with_an_interval() -> None:
     assert (f1.interval, f1.n, f1.coverage) == ("bootstrap", 6, pytest.approx(5 / 6))
     assert floors(f1) == {"empty": 0, "constant": pytest.approx(0.25), "majority": pytest.approx(0.4), "echo": 0}
     assert MOODS.score(["good"] * 6).is_floor
+    none = MOODS.scores(["hm"] * 6, seed=0)["macro_f1"]
+    assert (none.value, none.high > 0.3, none.interval) == (0.0, True, "wilson")
 
 
 def test_the_label_set_is_that_of_all_rows_not_of_those_asked(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from quantkit.evaluation.answers import normal_label, stated_label
 from quantkit.evaluation.resampling import interval, resample
-from quantkit.evaluation.statistics import Floor, Score
+from quantkit.evaluation.statistics import Floor, Score, wilson_interval
 from quantkit.evaluation.tasks.base import AnswerTask, Example
 
 if TYPE_CHECKING:
@@ -59,13 +59,15 @@ class LabelChoice(AnswerTask):
         floors = [Floor(name=name, value=self._macro(texts)) for name, texts in self.predictors().items()]
         gold, said = self._codes(outputs)
         value, classes = self._macro(outputs), len(self.known)
-        low, high = interval(resample((gold, said), lambda a, b: macro_f1(a, b, classes), seed=seed), len(gold))
+        bounds, how = interval(resample((gold, said), lambda a, b: macro_f1(a, b, classes), seed=seed), len(gold)), "bootstrap"
+        if value in (0.0, 1.0):  # all rows alike: resampling shows no spread
+            bounds, how = wilson_interval(round(value) * len(gold), len(gold)), "wilson"
         score = Score(
             value=value,
             n=len(gold),
-            low=min(low, value),
-            high=max(high, value),
-            interval="bootstrap",
+            low=min(bounds[0], value),
+            high=max(bounds[1], value),
+            interval=how,
             coverage=self.coverage(outputs),
             floors=tuple(floors),
         )
