@@ -33,14 +33,15 @@ def _choosers(task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, list
     every = [each_option(task, sample) for sample in samples]
     gold = [gold_option(row) for row in every]
     most = Counter(option for option in gold if option is not None).most_common(1)
-    longest = [
-        max(range(len(row)), key=lambda at, s=sample: len(options(task, s)[at]))
-        for row, sample in zip(every, samples, strict=True)
-    ]
+    longest = [_longest(options(task, sample)) for sample in samples]
     found = {"constant": [row[0] for row in every], "longest": [row[at] for row, at in zip(every, longest, strict=True)]}
     if most:
         found["majority"] = [row[min(most[0][0], len(row) - 1)] for row in every]
     return found
+
+
+def _longest(texts: Sequence[str]) -> int:
+    return max(range(len(texts)), key=lambda at: len(texts[at]))
 
 
 def each_option(task: Any, sample: Mapping[str, Any]) -> list[Values]:
