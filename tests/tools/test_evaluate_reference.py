@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from quantkit.evaluation.results import TaskResult
 from quantkit_registry.store import Registry
 from quantkit_tools.cli import run_verb
 from quantkit_tools.evaluate_reference import source_of
+from quantkit_tools.listing import scores_of
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +78,8 @@ def test_divergence_alone_is_filed_too(
     (artifact,) = json.loads(capsys.readouterr().out)["artifacts"]
     filed = TaskResult.from_dict(Registry(tmp_path / "r").results(artifact["artifact"])["sums"])
     assert (filed.kind, filed.metric, filed.cost.generated_tokens) == ("divergence", "kl_mean", 0)
+    entry: Any = SimpleNamespace(hash=artifact["artifact"])
+    assert scores_of(Registry(tmp_path / "r"), entry)["sums"] == f"kl_mean {filed.main.value:.3g}"
 
 
 def test_divergence_without_a_reference_is_refused_before_weights_are_read(

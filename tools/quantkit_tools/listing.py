@@ -83,8 +83,9 @@ def scores_of(registry: Registry, entry: Artifact) -> dict[str, str]:
         scores, metric = data.get("scores"), data.get("metric")
         score = scores.get(metric) if isinstance(scores, Mapping) and isinstance(metric, str) else None
         value = score.get("value") if isinstance(score, Mapping) else None
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and isinstance(score, Mapping):
             marks = data.get("marks")
             words = [str(mark) for mark in marks] if isinstance(marks, list) else []
-            found[task] = " ".join([f"{100 * value:.1f} %", *words])
+            share = score.get("higher_is_better", True)  # perplexities and divergences are no shares
+            found[task] = " ".join([f"{100 * value:.1f} %" if share else f"{metric} {value:.3g}", *words])
     return found
