@@ -97,6 +97,22 @@ def test_show_prints_record_and_results(root: Path, capsys: pytest.CaptureFixtur
     assert data["results"]["arith"] == RESULT
 
 
+def test_a_degenerate_artifact_is_marked_wherever_it_is_listed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    registry = Registry(root)
+    broken = RESULT | {"marks": ["FLOOR", "LOOPS", "NO STOP"], "degenerate": ["LOOPS", "NO STOP"]}
+    registry.add_result(str(registry.find(MODEL).hash), "sums", broken)
+    assert run("ls", "--root", root) == 0
+    assert f"{MODEL} is degenerate: LOOPS, NO STOP on sums" in capsys.readouterr().out
+    assert run("show", MODEL, "--root", root) == 0
+    assert "LOOPS, NO STOP on sums" in capsys.readouterr().out
+    for command in (["show", MODEL], ["ls"]):
+        assert run(*command, "--root", root, "--json") == 0
+        said = json_of(capsys)
+        console.use_stdout()
+        rows = {row["name"]: row for row in said.get("artifacts", [said])}
+        assert rows[MODEL]["degenerate"] == {"sums": ["LOOPS", "NO STOP"]}
+
+
 def test_verify_passes_and_fails_with_exit_code_3(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("verify", "--root", root) == 0
     assert "2 artifacts checked, none failed" in capsys.readouterr().out

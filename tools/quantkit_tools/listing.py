@@ -89,3 +89,15 @@ def scores_of(registry: Registry, entry: Artifact) -> dict[str, str]:
             share = score.get("higher_is_better", True)  # perplexities and divergences are no shares
             found[task] = " ".join([f"{100 * value:.1f} %" if share else f"{metric} {value:.3g}", *words])
     return found
+
+
+def degenerate_on(registry: Registry, entry: Artifact) -> dict[str, list[str]]:
+    """Return task → the marks of its result that say the artifact is broken (EMPTY, LOOPS, …); tasks without are left out."""
+    if entry.hash is None:
+        return {}
+    found = {}
+    for task, data in registry.results(entry.hash).items():
+        marks = data.get("degenerate")
+        if isinstance(marks, list) and marks:
+            found[task] = [str(mark) for mark in marks]
+    return found

@@ -5,7 +5,7 @@ needs no torch.
 """
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from quantkit import console
@@ -17,7 +17,7 @@ from quantkit_registry.forest import forest
 from quantkit_registry.lineage import lineage
 from quantkit_registry.store import Artifact, Registry
 from quantkit_registry.verify import Check, verify
-from quantkit_tools.listing import describe, failed_gate, scores_of
+from quantkit_tools.listing import degenerate_on, describe, failed_gate, scores_of
 
 
 def main(arguments: list[str]) -> int:
@@ -63,8 +63,11 @@ def build_parser() -> ArgumentParser:
 def _ls(flags: Namespace, registry: Registry) -> int:
     entries = registry.entries()
     scores = {entry.name: scores_of(registry, entry) for entry in entries}
+    broken_answers = {entry.name: degenerate_on(registry, entry) for entry in entries}
     if flags.json:
-        described = [describe(entry) | {"scores": scores[entry.name]} for entry in entries]
+        described = [
+            describe(entry) | {"scores": scores[entry.name], "degenerate": broken_answers[entry.name]} for entry in entries
+        ]
         console.emit_json({"root": str(registry.root), "artifacts": described})
         return 0
     tasks = sorted({task for row in scores.values() for task in row})
@@ -85,8 +88,13 @@ def _ls(flags: Namespace, registry: Registry) -> int:
         rows.append([*cells, said["origin"], *(scores[entry.name].get(task) for task in tasks)])
     broken = [f"{entry.name} is broken: {entry.fault}" for entry in entries if entry.fault]
     marked = [f"{entry.name} failed its gate: {reasons}" for entry in entries if (reasons := failed_gate(entry))]
+    marked += [f"{name} is degenerate: {_marks_text(marks)}" for name, marks in broken_answers.items() if marks]
     console.table(f"Artifacts under {registry.root}", columns, rows, caption="\n".join([*broken, *marked]))
     return 0
+
+
+def _marks_text(marks: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{', '.join(names)} on {task}" for task, names in marks.items())
 
 
 def _tree(flags: Namespace, registry: Registry) -> int:
@@ -104,11 +112,12 @@ def _tree(flags: Namespace, registry: Registry) -> int:
 def _show(flags: Namespace, registry: Registry) -> int:
     entry = registry.find(flags.artifact)
     results = registry.results(entry.hash) if entry.hash else {}
+    degenerate = degenerate_on(registry, entry)
     if flags.json:
         record = None if entry.record is None else entry.record.to_dict()
-        console.emit_json(describe(entry) | {"record": record, "results": results})
+        console.emit_json(describe(entry) | {"record": record, "results": results, "degenerate": degenerate})
         return 0
-    said = describe(entry)
+    said = describe(entry) | {"degenerate": _marks_text(degenerate) or None}
     said["size_bytes"] = format_bytes(entry.size_bytes)
     console.table(entry.name, ["", ""], [[key, value] for key, value in said.items() if value is not None and key != "name"])
     if entry.record is not None:
