@@ -23,7 +23,7 @@ HASH_SHOWN = 12
 
 
 def open_reference(flags: "Flags", opened: "Opened", tokenizer: Any, tasks: "Sequence[Task]") -> "Reference | None":
-    """Return the model that `--reference` names, ready to load; None where none was asked for.
+    """Return the model that `--reference` names, ready to load; None where none was asked for, or no task of ours.
 
     Raises:
         UsageError: a task needs one and none is named, the record names no source, or the tokenizers differ.
@@ -35,6 +35,8 @@ def open_reference(flags: "Flags", opened: "Opened", tokenizer: Any, tasks: "Seq
                     f"task {task.kind!r} compares with a reference model; --reference names it ({SOURCE}: what the artifact"
                     " was made from)"
                 )
+        return None
+    if not tasks:
         return None
     from quantkit.evaluation.divergence import Reference, require_same_vocabulary
     from quantkit.methods import installed_methods
