@@ -6,12 +6,18 @@ thing, a `Measured`, so that what is kept of a run does not depend on the kind o
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
+from quantkit import __version__
+from quantkit.console import say
+from quantkit.evaluation.cost import Speed, latency_prompts, measure_speed
 from quantkit.evaluation.degeneration import degeneration_rates
 from quantkit.evaluation.generation import Generation, generate, stop_token_ids
+from quantkit.evaluation.journal import Journals, fingerprint_of, keep_answer, kept_answers
 from quantkit.evaluation.likelihood import Likelihood, Request, loglikelihoods
 from quantkit.evaluation.perplexity import RowLoss, perplexity_score, row_losses
 from quantkit.evaluation.rendering import RenderedRow, option_requests, render
@@ -31,6 +37,10 @@ class Setup:
     max_new_tokens: int
     seed: int
     log: MemoryLog
+    latency_prompts: int | None = 0
+    """Prompts timed one at a time; None chooses (`quantkit.evaluation.cost.latency_prompts`)."""
+    journals: Journals | None = None
+    """Where finished answers are kept for a run that breaks off."""
 
     @property
     def vocabulary(self) -> int:
@@ -48,6 +58,7 @@ class Measured:
     generation_s: float = 0.0
     perplexity_s: float = 0.0
     """Seconds that given tokens were judged for: rows, or options."""
+    speed: Speed = field(default_factory=Speed)
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the numbers depend on beyond what holds for every kind of task."""
 
@@ -60,28 +71,63 @@ def measure(setup: Setup, task: Task) -> Measured:
 def _answers(setup: Setup, task: Task) -> Measured:
     asked = cast("AnswerTask", task)
     rows = render(task, setup.tokenizer, stop_token_ids(setup.model, setup.tokenizer))
-    with setup.log.stage(f"{task.name}: generate"):
-        started = time.perf_counter()
-        answers = generate(
-            setup.model,
-            setup.tokenizer,
-            [row.prompt_ids for row in rows],
-            batch_size=setup.batch_size,
-            max_new_tokens=setup.max_new_tokens,
-            title=f"{task.name}: answers",
-        )
-        generation_s = time.perf_counter() - started
+    prompts = [row.prompt_ids for row in rows]
+    timed = latency_prompts(setup.latency_prompts, len(prompts))
+    answers, kept, generation_s = _generated(setup, task, prompts)
+    speed = Speed()
+    if timed:
+        with setup.log.stage(f"{task.name}: one at a time"):
+            speed = measure_speed(
+                setup.model,
+                setup.tokenizer,
+                prompts,
+                count=timed,
+                max_new_tokens=setup.max_new_tokens,
+                title=f"{task.name}: one at a time",
+            )
     losses, perplexity_s = _losses(setup, task, rows)
     texts = [answer.text for answer in answers]
     scores = asked.scores(texts, seed=setup.seed)
     return Measured(
         scores={**scores, **_perplexities(setup, rows, losses), **degeneration_rates(answers, asked)},
         rows=_answered(asked, answers, losses),
-        generated_tokens=sum(len(answer.tokens) for answer in answers),
+        generated_tokens=sum(len(answer.tokens) for index, answer in enumerate(answers) if index not in kept),
         generation_s=generation_s,
         perplexity_s=perplexity_s,
-        settings={"max_new_tokens": setup.max_new_tokens, "decoding": "greedy"},
+        speed=speed,
+        settings={"max_new_tokens": setup.max_new_tokens, "decoding": "greedy"}
+        | ({"resumed_answers": len(kept)} if kept else {}),
     )
+
+
+def _generated(setup: Setup, task: Task, prompts: Sequence[Sequence[int]]) -> tuple[list[Generation], Collection[int], float]:
+    """Return the answers, the numbers of those that an earlier run had left, and the seconds that the others took."""
+    key = {
+        "task": task.name,
+        "prompts": fingerprint_of(prompts),
+        "batch_size": setup.batch_size,
+        "max_new_tokens": setup.max_new_tokens,
+        "dtype": str(setup.model.dtype),
+        "device": str(setup.model.device),
+        "version": __version__,
+    }
+    with setup.journals.open(task.name, key) if setup.journals else nullcontext() as journal:
+        kept = {} if journal is None else kept_answers(journal, len(prompts))
+        if kept:
+            say(f"{task.name}: {len(kept)} of {len(prompts)} answers were there from a run that broke off")
+        with setup.log.stage(f"{task.name}: generate"):
+            started = time.perf_counter()
+            answers = generate(
+                setup.model,
+                setup.tokenizer,
+                prompts,
+                batch_size=setup.batch_size,
+                max_new_tokens=setup.max_new_tokens,
+                title=f"{task.name}: answers",
+                known=kept,
+                on_answer=None if journal is None else partial(keep_answer, journal),
+            )
+            return answers, kept.keys(), time.perf_counter() - started
 
 
 def _answered(task: AnswerTask, answers: Sequence[Generation], losses: Sequence[RowLoss]) -> list[RowResult]:

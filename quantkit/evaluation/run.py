@@ -13,6 +13,7 @@ from typing import Any
 from quantkit.errors import UsageError
 from quantkit.evaluation.divergence import Reference, divergence_scores, row_divergences
 from quantkit.evaluation.generation import stop_token_ids
+from quantkit.evaluation.journal import Journals
 from quantkit.evaluation.measuring import Measured, Setup, measure
 from quantkit.evaluation.rendering import render
 from quantkit.evaluation.results import Cost, TaskResult
@@ -31,11 +32,15 @@ def evaluate_model(
     memory: MemoryLog | None = None,
     reference: Reference | None = None,
     compared_later: bool = False,
+    latency_prompts: int | None = 0,
+    journals: Journals | None = None,
 ) -> list[TaskResult]:
     """Return one result per task; `seed` drives the bootstrap, decoding is greedy and needs none.
 
     With a `reference` each result also says how far the model is from it (`compare_with_reference`). With `compared_later` the
-    caller does that; a task that asks for divergence lacks its main score until then.
+    caller does that; a task that asks for divergence lacks its main score until then. `latency_prompts` of each task are timed
+    one at a time (None chooses how many). With `journals` answers are kept as they end, and those of a run that broke off are
+    taken over; who has filed a result discards its journal.
 
     Raises:
         UsageError: two tasks share a name, a number is out of range, rows do not fit the model's context, or a task asks for
@@ -53,7 +58,16 @@ def evaluate_model(
         if task.asks == "divergence" and reference is None and not compared_later:
             raise UsageError(f"task {task.kind!r} compares with a reference model; --reference names it")
     log = MemoryLog() if memory is None else memory
-    setup = Setup(model=model, tokenizer=tokenizer, batch_size=batch_size, max_new_tokens=max_new_tokens, seed=seed, log=log)
+    setup = Setup(
+        model=model,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        log=log,
+        latency_prompts=latency_prompts,
+        journals=journals,
+    )
     results = [_evaluate_task(setup, task) for task in tasks]
     if reference is None:
         return results
@@ -135,6 +149,10 @@ def _cost(measured: Measured, stages: MemoryLog) -> Cost:
         generation_s=round(measured.generation_s, 3),
         tokens_per_s=round(measured.generated_tokens / measured.generation_s, 1) if measured.generation_s else 0.0,
         perplexity_s=round(measured.perplexity_s, 3),
+        prefill_tokens_per_s=measured.speed.prefill_tokens_per_s,
+        decode_tokens_per_s=measured.speed.decode_tokens_per_s,
+        latency_s=measured.speed.latency_s,
+        latency_n=measured.speed.latency_n,
         peak_rss_bytes=peaks.peak_rss_bytes,
         peak_allocated_bytes=peaks.peak_allocated_bytes,
         peak_reserved_bytes=peaks.peak_reserved_bytes,
