@@ -59,12 +59,7 @@ def place(path: str | Path, name: str, runs: Mapping[str, Any]) -> str:
 def read_run_values(path: str | Path) -> dict[str, dict[str, Any]]:
     """Return run name → its settings as they stand in the file, not yet checked."""
     path = Path(path)
-    data = _parse(path, _read_text(path))
-    if not isinstance(data, dict) or not data:
-        raise UsageError(f"{path}: holds {_kind(data)}; an object of settings, or of named runs, is wanted")
-    for key in data:
-        if not isinstance(key, str):
-            raise UsageError(f"{path}: the key {key!r} is no text")
+    data = read_data(path, "an object of settings, or of named runs,")
     objects = [key for key, value in data.items() if isinstance(value, dict) and not _is_setting(key)]
     if not objects:
         return {path.stem: data}
@@ -74,6 +69,17 @@ def read_run_values(path: str | Path) -> dict[str, dict[str, Any]]:
             f"{path}: {other!r} is {_kind(data[other])} but {objects[0]!r} is an object;"
             " a file holds the settings of one run or named runs, not both"
         )
+    return data
+
+
+def read_data(path: Path, wanted: str) -> dict[str, Any]:
+    """Return the one object that a JSON, TOML or YAML file holds; `wanted` says for errors what it should be."""
+    data = _parse(path, _read_text(path))
+    if not isinstance(data, dict) or not data:
+        raise UsageError(f"{path}: holds {_kind(data)}; {wanted} is wanted")
+    for key in data:
+        if not isinstance(key, str):
+            raise UsageError(f"{path}: the key {key!r} is no text")
     return data
 
 

@@ -1,0 +1,166 @@
+"""Which steps of a sweep are done, by what their artifacts say, and what became of the others?
+
+The artifacts are the truth: a step is done when an artifact of its name stands in the registry, whole, whose record has the
+step's own settings. The journal, one file per step, adds what no artifact can say: that a step failed and why, and how long
+it took. A single list of finished names would call a folder done that somebody has replaced.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from quantkit.config import RunConfig
+from quantkit.errors import QuantkitError
+from quantkit.files import read_json, read_manifest, write_json
+from quantkit.locks import Lock
+from quantkit.spec import read_fields
+from quantkit.sweeping import KEPT
+from quantkit_registry.fingerprints import fingerprint_base
+from quantkit_registry.records import ArtifactRecord
+from quantkit_registry.store import Artifact, Registry
+from quantkit_tools.listing import failed_gate
+from quantkit_tools.sweep_planning import WHOLE, Step
+
+Outcome = Literal["done", "failed"]
+State = Literal["done", "to do", "in the way"]
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What is kept of a step that ran."""
+
+    name: str
+    outcome: Outcome
+    artifact: str | None
+    """Hash of the artifact it made."""
+    duration_s: float
+    error: str = ""
+    kind: str = "train"
+    method: str = "NoQuant"
+    policy: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a step stands now."""
+
+    state: State
+    detail: str = ""
+    """Of what is done: why its gate marked it; else why it is to be done (again), or what is in its way."""
+    artifact: str | None = None
+
+
+class Journal:
+    """The steps of one sweep, as far as they ran."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self._folder = folder / "steps"
+        self._locks = folder / "locks"
+        self._registry = Registry(root)
+
+    def standing(self, step: Step) -> Standing:
+        """Say whether a step is done, to do, or cannot be done because something else has its name."""
+        entry = self._registry.entry(step.target) if step.target.is_dir() else None
+        said = self.entry(step)
+        if entry is None:
+            failed = f"failed before: {said.error}" if said is not None and said.outcome == "failed" else ""
+            return Standing("to do", failed)
+        if entry.record is None or entry.hash is None:
+            return Standing("in the way", entry.fault or "was not made by quantkit")
+        if damage := _damage(entry):
+            return Standing("in the way", damage)
+        known = said is not None and said.artifact == entry.hash
+        if not known and (difference := _difference(entry.record, step)):
+            return Standing("in the way", difference)
+        return Standing("done", failed_gate(entry), entry.hash)
+
+    def entry(self, step: Step) -> Entry | None:
+        """Return what is kept of a step; None where it never ran, or where its file cannot be read."""
+        path = self._path(step)
+        if not path.is_file():
+            return None
+        try:
+            return read_fields(Entry, read_json(path), where=str(path))
+        except QuantkitError:
+            return None
+
+    def write(self, step: Step, outcome: Outcome, *, duration_s: float, error: str = "") -> None:
+        """Keep what became of a step."""
+        artifact = self.standing(step).artifact if outcome == "done" else None
+        entry = Entry(
+            name=step.name,
+            outcome=outcome,
+            artifact=artifact,
+            duration_s=round(duration_s, 2),
+            error=error,
+            kind=step.kind,
+            method=step.config.quant_method,
+            policy=step.policy,
+        )
+        write_json(self._path(step), asdict(entry))
+
+    def lock(self, step: Step) -> Lock:
+        """Return the lock of a step; whoever works on it holds it."""
+        return Lock(self._locks / f"{step.name}.lock")
+
+    def expected_s(self, step: Step) -> float | None:
+        """Return the mean seconds that finished steps like this one took here; None where none did."""
+        done = [entry for entry in self._entries() if entry.outcome == "done" and entry.kind == step.kind]
+        alike = [entry for entry in done if entry.method == step.config.quant_method and entry.policy == step.policy]
+        times = [entry.duration_s for entry in alike or done]
+        return sum(times) / len(times) if times else None
+
+    def _entries(self) -> list[Entry]:
+        found = []
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                found.append(read_fields(Entry, read_json(path), where=str(path)))
+            except QuantkitError:
+                continue  # a damaged note costs an estimate
+        return found
+
+    def _path(self, step: Step) -> Path:
+        key = hashlib.sha256(json.dumps(step.asks_for, sort_keys=True).encode()).hexdigest()
+        return self._folder / f"{key[:16]}.json"
+
+
+def _damage(entry: Artifact) -> str:
+    """Return which file of an artifact is missing or has another size than its manifest says; contents are not hashed here."""
+    for name, said in (read_manifest(entry.path) or {}).items():
+        path = entry.path / name
+        if not path.is_file() or path.stat().st_size != said["size"]:
+            return f"its {name} is not what its manifest says"
+    return ""
+
+
+def _difference(record: ArtifactRecord, step: Step) -> str:
+    """Return in what an artifact is another than the step would make; empty where it is the same."""
+    policy = KEPT if record.kind == "adapter" else WHOLE if record.merge is None else record.merge.policy
+    if policy != step.policy:
+        return f"was made otherwise ({policy})"
+    if step.config.dataset_name is None:
+        here = fingerprint_base(step.config.model_name_or_path, revision=step.config.revision)
+        same = not record.training and record.base.fingerprint == here
+        return "" if same else "is a snapshot of another base"
+    settings = record.training.get("settings")
+    try:
+        trained = RunConfig(**settings) if isinstance(settings, dict) else None
+    except (QuantkitError, TypeError):
+        trained = None
+    if trained is None:
+        return "does not say with which settings it was trained"
+    one, other = (_plain(config) for config in (trained, step.config))
+    differing = sorted(name for name in one if one[name] != other.get(name))
+    return f"was trained with {', '.join(f'{name} {one[name]!r}' for name in differing)}" if differing else ""
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that decide what was trained; how its adapter was folded in is compared apart."""
+    from quantkit.config import WITHOUT_EFFECT_ON_WEIGHTS
+
+    left_out = WITHOUT_EFFECT_ON_WEIGHTS | {"merge", "merge_after_train"}
+    return {name: value for name, value in config.to_dict().items() if name not in left_out}
