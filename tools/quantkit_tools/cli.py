@@ -11,6 +11,8 @@ VERBS = {
     "quantize": "make a finished model small, judged against its source",
     "merge": "fold a kept adapter into its base, and say what that cost",
     "evaluate": "detect, load and score artifacts",
+    "sweep": "methods x adapters x merges x seeds from one file, to one report",
+    "audit": "what in these results cannot be believed, and why",
     "report": "results side by side: table, CSV, JSON, one HTML page",
     "methods": "list quantization methods and whether they work here",
     "registry": "ls, tree, show, verify, lineage, detect, adopt: what is in these folders",
