@@ -63,7 +63,7 @@ def quality(board: Board, axis: Axis) -> str:
     if not best:
         said.append("Every result is at its floor or degenerate, so there is no front: none of these is shown to be any good.")
     elif len(best) == 1:
-        said.append(f"The front is one artifact, {best[0].number}: no other is better in score or cost.")
+        said.append(f"The front is one artifact, {best[0].number}: no other above its floor is better in score or in cost.")
     else:
         said.append(
             "The dashed line joins the Pareto front: no other artifact beats these in score and cost at once, by their values;"

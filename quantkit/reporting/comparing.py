@@ -34,9 +34,16 @@ class Compared:
     board: Board
     baseline: str
     chosen: bool
-    """Whether the baseline was named by the user; else it is the best unmarked result."""
+    """Whether the baseline was asked for; else it is the best unmarked result, or the best of all where all are marked."""
     comparisons: tuple[Comparison, ...]
     refused: tuple[str, ...]
+
+    @property
+    def why(self) -> str:
+        """Return why this one is the baseline."""
+        if self.chosen:
+            return "as asked for"
+        return "the best result without marks" if any(not row.marks for row in self.board.rows) else "every result is marked"
 
 
 def find_baseline(subjects: Sequence[Subject], wanted: str) -> Subject:

@@ -19,6 +19,8 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 """Okabe and Ito's colours, told apart by colour-blind readers; shapes and dashes say the same again."""
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+LABEL_AT = ("middle right", "top center", "middle left", "bottom center")
+"""Where a point's number stands, by turns: points near each other keep theirs apart."""
 UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
@@ -77,7 +79,8 @@ def _points(rows: Sequence[Row], place: int, axis: Axis, scale: float) -> dict[s
         "x": [(axis.cost(row) or 0) / scale for row in rows],
         "y": [row.value for row in rows],
         "text": [str(row.number) for row in rows],
-        "textposition": "middle right",
+        "textposition": [LABEL_AT[row.number % len(LABEL_AT)] for row in rows],
+        "cliponaxis": False,
         "hovertext": [_hover(row, axis) for row in rows],
         "hoverinfo": "text",
         "marker": {"size": 11, "color": color, "symbol": [f"{symbol}-open" if not row.is_ranked else symbol for row in rows]},
@@ -130,7 +133,7 @@ def loss_figure(curves: Sequence[Curve]) -> dict[str, Any] | None:
         if known:
             traces.append(
                 {
-                    "type": "scatter", "mode": "markers", "name": f"{name}, held out", "showlegend": False,
+                    "type": "scatter", "mode": "markers", "name": f"{name}, held out", "showlegend": False, "cliponaxis": False,
                     "x": [x for x, _ in known], "y": [y for _, y in known],
                     "marker": {"color": color, "symbol": "diamond-open", "size": 10},
                 }
@@ -139,5 +142,7 @@ def loss_figure(curves: Sequence[Curve]) -> dict[str, Any] | None:
         return None
     values = [y for trace in traces for y in trace["y"]]
     wide = min(values) > 0 and max(values) > 10 * min(values)
-    y_axis = {"title": {"text": "loss (nats per supervised token)"}} | ({"type": "log"} if wide else {"rangemode": "tozero"})
+    y_axis = {"title": {"text": "loss (nats per supervised token)"}} | (
+        {"type": "log", "dtick": "D2"} if wide else {"rangemode": "tozero"}
+    )
     return {"data": traces, "layout": {"xaxis": {"title": {"text": "optimizer step"}, "rangemode": "tozero"}, "yaxis": y_axis}}

@@ -52,18 +52,18 @@ class Page:
                 result: dict[str, Any] = answer["result"]
                 return result
 
-    def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False, media: str = "screen") -> None:
+    def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Open a file at this width and colour scheme, and wait until it is loaded."""
-        self.emulate(width=width, height=height, dark=dark, media=media)
+        self.emulate(width=width, height=height, dark=dark)
         self.call("Page.navigate", url=path.resolve().as_uri())
         while self.run("document.readyState") != "complete" or not self.run("location.href").startswith("file:"):
             pass
 
-    def emulate(self, *, width: int, height: int = 900, dark: bool = False, media: str = "screen") -> None:
-        """Set viewport, colour scheme and medium."""
+    def emulate(self, *, width: int, height: int = 900, dark: bool = False) -> None:
+        """Set viewport and colour scheme."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 700)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.call("Emulation.setEmulatedMedia", media=media, features=scheme)
+        self.call("Emulation.setEmulatedMedia", media="", features=scheme)
 
     def run(self, script: str) -> Any:
         """Return the value of an expression in the page."""

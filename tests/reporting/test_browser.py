@@ -160,11 +160,14 @@ def test_a_link_to_an_artifact_opens_its_section(fresh: Page) -> None:
 
 
 def test_on_paper_everything_is_open_and_afterwards_as_before(tab: Page, written: Path, tmp_path: Path) -> None:
-    tab.open(written)
-    tab.run("addEventListener('beforeprint', () => { window.opened = document.querySelectorAll('details[open]').length; })")
+    tab.open(written, dark=True)
+    tab.run(
+        "addEventListener('beforeprint', () => { window.opened = document.querySelectorAll('details[open]').length;"
+        " window.ink = getComputedStyle(document.querySelector('.plot .xtick text')).fill; })"
+    )
     printed = tab.pdf(tmp_path / "report.pdf").read_bytes()
     assert printed.startswith(b"%PDF")
-    assert tab.run("window.opened") == 6
+    assert (tab.run("window.opened"), tab.run("window.ink")) == (6, "rgb(0, 0, 0)")
     assert tab.run("document.querySelectorAll('details[open]').length") == 0
 
 

@@ -19,8 +19,9 @@
 
   // Plots: one layout for all, coloured by the page's own variables, so that they follow theme and paper.
   const figures = JSON.parse($("#figures").textContent);
-  const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const onPaper = { "--ink": "#000000", "--line": "#999999", "--plot-grid": "#cccccc", "--raised": "#ffffff" };
   const layoutOf = (figure, printed) => {
+    const colour = (name) => printed ? onPaper[name] : getComputedStyle(root).getPropertyValue(name).trim();
     const axis = (own) => ({
       gridcolor: colour("--plot-grid"), linecolor: colour("--line"), zerolinecolor: colour("--line"), automargin: true,
       ...own, title: { ...own.title, standoff: 8 },
