@@ -41,6 +41,12 @@ class Journals:
         Raises:
             UsageError: the folder cannot be written.
         """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{self._folder}: results cannot be written: {error.strerror or error}; --registry names another folder"
+            ) from None
         return Journal(self._path(task), key, fresh=self._fresh)
 
     def discard(self, task: str) -> None:

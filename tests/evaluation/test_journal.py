@@ -106,7 +106,7 @@ def test_of_two_processes_at_one_evaluation_one_keeps_the_journal(tmp_path: Path
 
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_generated(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UsageError, match="cannot be written: "):
+    with pytest.raises(UsageError, match="file: results cannot be written: .*; --registry names another folder"):
         Journals(tmp_path / "file").open("sums", KEY)
 
 

@@ -73,7 +73,46 @@ def test_a_bare_folder_is_detected_scored_and_filed_under_its_content(
     filed = Registry(tmp_path / "r").results(artifact.artifact)
     assert TaskResult.from_dict(filed["sums"]) == artifact.results[0]
     assert filed["sums"]["artifact"]["quantization"] == artifact.quantization
-    assert [stage["stage"] for stage in artifact.memory["stages"]] == ["load", "sums: generate", "sums: perplexity"]
+    assert [stage["stage"] for stage in artifact.memory["stages"]] == [
+        "load",
+        "sums: generate",
+        "sums: one at a time",
+        "sums: perplexity",
+    ]
+    assert artifact.bits_per_weight == 16.0
+    assert artifact.size_bytes == sum(path.stat().st_size for path in tiny_model.iterdir())
+    cost = artifact.results[0].cost
+    assert (cost.latency_n, set(cost.latency_s)) == (2, {"p50"})
+    assert cost.decode_tokens_per_s is not None
+    assert [path.name for path in (tmp_path / "r" / "results" / artifact.artifact).iterdir()] == ["sums.json"]
+
+
+def test_an_evaluation_that_broke_off_goes_on_unless_told_to_start_again(
+    tiny_model: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quantkit.evaluation import measuring
+
+    command = [str(tiny_model), "--data", data, "--registry", str(tmp_path / "r"), "--latency-prompts", "0", *QUICK]
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def broken_off(*more: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(measuring, "row_losses", killed)
+            assert run_verb("evaluate", [*command, *more]) == 130
+        capsys.readouterr()
+
+    broken_off()
+    broken_off()
+    assert run_verb("evaluate", command) == 0
+    assert "sums: 4 of 4 answers were there from a run that broke off" in capsys.readouterr().out
+    broken_off()
+    printed = evaluate(*command, "--fresh", capsys=capsys)
+    (result,) = printed["artifacts"][0]["results"]
+    assert "resumed_answers" not in result["settings"]
+    assert result["cost"]["generated_tokens"] == sum(row["generated_tokens"] for row in result["rows"])
+    assert result["cost"]["latency_n"] == 0
 
 
 def test_human_text_is_a_table_that_fits(
@@ -195,6 +234,7 @@ def test_several_paths_run_in_their_own_processes_and_one_failure_costs_only_its
         (["TINY", "--base", "x"], "is a whole model; --base names the base of an adapter"),
         (["TINY", "--limit", "0"], "limit is 0"),
         (["TINY", "--batch-size", "0", "--limit", "1"], "batch_size is 0"),
+        (["TINY", "--latency-prompts", "-1", "--limit", "1"], "latency_prompts is -1"),
         (["TINY", "--device", "tpu:x"], "device is 'tpu:x'"),
         (["TINY", "--registry", "FILE"], "is a file; a registry is a folder"),
     ],

@@ -50,6 +50,10 @@ class Flags:
     reference: Annotated[str | None, tyro.conf.arg(metavar="PATH|source")] = None
     """Also say how far the next-token distributions are from this model's: mean and 99th-percentile divergence, agreement.
     source: from what each artifact was made from."""
+    latency_prompts: int | None = None
+    """Prompts of each set that are timed one at a time, after a warm-up; 0 times none. Default one in 25 rows, 2 to 8."""
+    fresh: bool = False
+    """Start again where an evaluation broke off, instead of keeping the answers it had."""
     system_prompt: str | None = None
     """Ask with this system prompt instead of the one the model was trained with; "" asks without any."""
     method: str | None = None
@@ -155,6 +159,8 @@ def score(flags: Flags, path: str, opened: "Opened", load: Callable[["MemoryLog"
 
     With `--pending` tasks that have a result, or that another process is at, are left out; without any nothing is loaded.
     """
+    from quantkit.evaluation.cost import bits_per_weight, size_on_disk
+    from quantkit.evaluation.journal import Journals
     from quantkit.evaluation.run import compare_with_reference, evaluate_model
     from quantkit.memory import MemoryLog
     from quantkit.modeling import load_tokenizer
@@ -177,6 +183,10 @@ def score(flags: Flags, path: str, opened: "Opened", load: Callable[["MemoryLog"
         tokenizer = load_tokenizer(opened.tokenizer, trust_remote_code=flags.trust_remote_code)
         reference = open_reference(flags, opened, tokenizer, tasks)
         model = load(memory)
+        whole = replace(
+            whole, size_bytes=size_on_disk(opened.source.path), bits_per_weight=bits_per_weight(model, opened.source)
+        )
+        journals = Journals(registry.root / RESULTS / opened.artifact, fresh=flags.fresh)
         for task in tasks:
             results = evaluate_model(
                 model,
@@ -187,11 +197,14 @@ def score(flags: Flags, path: str, opened: "Opened", load: Callable[["MemoryLog"
                 seed=flags.seed,
                 memory=memory,
                 compared_later=reference is not None,
+                latency_prompts=flags.latency_prompts,
+                journals=journals,
             )
             whole = replace(whole, memory=memory.to_dict(), results=[*whole.results, *results])
             for result in results:
                 if result.metric in result.scores:  # else it is whole once the reference has been heard
                     file_result(registry, whole, result)
+                    journals.discard(result.task)
         results = harness_results(flags, model, tokenizer, memory)
         whole = replace(whole, memory=memory.to_dict(), results=[*whole.results, *results])
         for result in results:
