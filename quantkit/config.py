@@ -93,7 +93,7 @@ class RunConfig:
     max_steps: int = -1
     """Optimizer steps; -1: as many as num_train_epochs gives."""
     per_device_train_batch_size: int = 8
-    """Rows of one forward pass."""
+    """Rows of one forward pass; with packing, packs of rows of up to max_length tokens."""
     gradient_accumulation_steps: int = 1
     """Forward passes that make up one optimizer step."""
     lr_scheduler_type: Scheduler = "linear"
@@ -110,6 +110,14 @@ class RunConfig:
     """Recompute activations in the backward pass: less memory, more time."""
     group_by_length: bool = False
     """Put rows of similar length into one batch: less padding."""
+    padding_free: bool = True
+    """Put the rows of a batch into one sequence without padding; each still sees itself only."""
+    prefix_sharing: bool = True
+    """Compute tokens that rows of a batch begin with (a system prompt) once per batch; needs padding_free."""
+    packing: bool = False
+    """Pack whole rows into up to max_length tokens, so that batches are of equal size; rows still see themselves only."""
+    loss_positions: Literal["supervised", "all"] = "supervised"
+    """Positions the output head scores: those the loss is taken on, or, for comparison, all; the loss is the same."""
     seed: int = 42
     """Seed of adapter initialisation, row order and dropout."""
 
@@ -154,6 +162,8 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and not holds(value):
                 raise UsageError(f"settings: {name} is {value!r}; it must be {wanted}")
+        if self.packing and not self.padding_free:
+            raise UsageError("settings: packing is on and padding_free is off; packed rows have no padding, so turn both on")
         nameable = [*(name for name in self.to_dict() if name not in NOT_IN_NAMES), *self.method_options]
         for name in self.name_settings:
             if name not in nameable:

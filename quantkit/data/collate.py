@@ -13,6 +13,8 @@ from quantkit.data.encode import IGNORED, EncodedRow
 if TYPE_CHECKING:
     from torch import Tensor
 
+Rows = Sequence[EncodedRow] | Sequence[Mapping[str, Any]]
+
 
 @dataclass(frozen=True, slots=True)
 class Collator:
@@ -25,13 +27,11 @@ class Collator:
 
     pad_token_id: int
 
-    def __call__(self, rows: Sequence[EncodedRow] | Sequence[Mapping[str, Any]]) -> "dict[str, Tensor]":
+    def __call__(self, rows: Rows) -> "dict[str, Tensor]":
         """Pad rows (`EncodedRow`s, or mappings with `input_ids` and `labels`) into one batch."""
         import torch
 
-        pairs = [
-            (row.input_ids, row.labels) if isinstance(row, EncodedRow) else (row["input_ids"], row["labels"]) for row in rows
-        ]
+        pairs = pairs_of(rows)
         length = max(len(ids) for ids, _ in pairs)
         batch = {
             "input_ids": torch.full((len(pairs), length), self.pad_token_id, dtype=torch.long),
@@ -43,3 +43,8 @@ class Collator:
             batch["attention_mask"][index, : len(ids)] = 1
             batch["labels"][index, : len(labels)] = torch.as_tensor(labels, dtype=torch.long)
         return batch
+
+
+def pairs_of(rows: Rows) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """Return each row's token ids and labels."""
+    return [(row.input_ids, row.labels) if isinstance(row, EncodedRow) else (row["input_ids"], row["labels"]) for row in rows]

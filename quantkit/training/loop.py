@@ -19,21 +19,32 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from quantkit.console import Progress
 from quantkit.errors import QuantkitError, VerificationError
 from quantkit.files import new_folder, write_json
+from quantkit.training.attention import laid_out
 from quantkit.training.checkpoints import FACTS, RunState, checkpoint_folders, rotate, weights_sha256
 from quantkit.training.guards import check_gradients
 from quantkit.training.interrupt import Interruption
 from quantkit.training.order import RowOrder
-from quantkit.training.supervised import output_head, supervised_loss, supervised_positions_only, supervised_tokens
+from quantkit.training.padding_free import Levers
+from quantkit.training.supervised import Kept, output_head, supervised_loss, supervised_positions_only, supervised_tokens
 
 
 class StepTrainer(Trainer):  # type: ignore[misc]
     """`transformers.Trainer` with our loss, guards and checkpoints."""
 
     def __init__(
-        self, *, order: RowOrder, state: RunState, folder: Path, keep: int, watch: "StepWatch", **arguments: Any
+        self,
+        *,
+        order: RowOrder,
+        state: RunState,
+        folder: Path,
+        keep: int,
+        watch: "StepWatch",
+        levers: Levers,
+        **arguments: Any,
     ) -> None:
-        self.head = output_head(arguments["model"])
-        loss_function = supervised_loss if self.head is not None else None
+        self.head, self.levers = output_head(arguments["model"]), levers
+        self.kept: Kept | None = None
+        loss_function = self.loss_of if self.head is not None else None
         super().__init__(compute_loss_func=loss_function, callbacks=[watch], **arguments)
         self.remove_callback(PrinterCallback)
         watch.trainer = self
@@ -65,10 +76,12 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """Run one forward and backward pass; the first one of a run also checks the gradients."""
         self.rows += inputs.pop("rows").tolist()
-        tokens = torch.stack([inputs["attention_mask"].sum(), supervised_tokens(inputs["labels"])])
-        self.count(tokens)
+        layout = inputs.pop("layout", None)
+        seen = inputs["attention_mask"].sum() if layout is None else inputs["labels"].new_tensor(layout.tokens)
+        self.count(torch.stack([seen, supervised_tokens(inputs["labels"])]))
         try:
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            with laid_out(layout):
+                loss = super().training_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
             raise QuantkitError(
                 f"{self.where()}: the device is out of memory ({str(error).splitlines()[0]}). Halve"
@@ -82,11 +95,19 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
         """Return the loss on supervised positions; raises `QuantkitError` when it is not finite."""
-        narrow = nullcontext() if self.head is None else supervised_positions_only(self.head, inputs["labels"])
+        narrow: Any = nullcontext()
+        if self.head is not None and self.levers.supervised_only:
+            narrow = supervised_positions_only(self.head, inputs["labels"], self.levers.tail)
         half = self.run.arithmetic_dtype == "bfloat16"
-        with narrow, torch.autocast(self.args.device.type, torch.bfloat16, enabled=half):
+        with narrow as self.kept, torch.autocast(self.args.device.type, torch.bfloat16, enabled=half):
             loss = super().compute_loss(model, inputs, *arguments, **named)
         self.require_finite(loss, "the loss")
+        return loss
+
+    def loss_of(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        """Return the loss of a batch; transformers calls this with what the model gave."""
+        loss = supervised_loss(outputs, labels, num_items_in_batch, kept=self.kept)
+        self.kept = None
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:

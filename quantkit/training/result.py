@@ -29,6 +29,12 @@ class TrainingResult:
     """`tokens` by `duration_s`."""
     arithmetic_dtype: str = "float32"
     """Data type of the matrix products; trained weights and optimizer are float32 in any case."""
+    padding_free: bool = False
+    """Whether the rows of a batch were one sequence without padding."""
+    prefix_sharing: bool = False
+    """Whether tokens that rows of a batch begin with were computed once."""
+    packing: bool = False
+    """Whether batches were filled up with rows to a number of tokens."""
     optim: str = "adamw_torch"
     """The optimizer, as `TrainingArguments.optim` spells it."""
     trainable_parameters: int = 0

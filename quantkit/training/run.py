@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.console import Progress, progress, warn
+from quantkit.data.packing import packs
 from quantkit.errors import UsageError
 from quantkit.layers import bare_model
 from quantkit.plan import QuantizationPlan
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from quantkit.config import RunConfig
     from quantkit.data import PreparedData
     from quantkit.training.loop import StepTrainer
+    from quantkit.training.padding_free import Levers
 
 EVALUATION_SHARE = 10
 """Held-out rows are scored before and after on at most a tenth as many rows as are trained on."""
@@ -52,15 +54,19 @@ def train(
         VerificationError: a parameter gets no gradient, the adapters learnt nothing, or no checkpoint is whole.
     """
     from quantkit.data.collate import Collator
+    from quantkit.training.attention import rows_apart
     from quantkit.training.evaluate import mean_loss
+    from quantkit.training.layouts import FlatCollator
     from quantkit.training.loop import StepTrainer, StepWatch
     from quantkit.training.order import RowOrder
 
     processes, first = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
-    rows_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-    total = total_steps(len(data.train), config, processes)
-    arguments = _arguments(config, plan, checkpoints, total, device)
     arithmetic = arithmetic_dtype(model, config, device)
+    levers = _levers(model, data, config, arithmetic, device)
+    items = _items(data, config, levers)
+    items_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    total = total_steps(len(items), config, processes)
+    arguments = _arguments(config, plan, checkpoints, total, device)
     checkpoint = find_checkpoint(checkpoints, config.resume_from_checkpoint, overwrite=config.overwrite, first=first)
     state = (
         _resumed_state(checkpoint, data, config, total, say=first)
@@ -68,35 +74,40 @@ def train(
         else RunState(total_steps=total, settings=plain_settings(config), data=data.fingerprint, arithmetic_dtype=arithmetic)
     )
     collate = Collator(_pad_token(tokenizer))
-    held_out = data.evaluation[: max(total * rows_per_step // EVALUATION_SHARE, 1)]
+    rows_trained_on = total * items_per_step * len(data.train) // len(items)
+    held_out = data.evaluation[: max(rows_trained_on // EVALUATION_SHARE, 1)]
 
     def loss_of_held_out() -> float:
-        rows = config.per_device_train_batch_size
-        return mean_loss(model, held_out, collate, batch_size=rows, device=device, dtype=state.arithmetic_dtype)
+        batch = {"batch_size": config.per_device_train_batch_size, "device": device, "dtype": state.arithmetic_dtype}
+        return mean_loss(model, held_out, collate, **batch, tail=levers.tail)
 
     with _left_as_found(model), training_dtypes(model, state.arithmetic_dtype), interruptible(notice=first) as interruption:
         order = RowOrder(
-            [len(row.input_ids) for row in data.train],
+            [sum(len(row.input_ids) for row in item) for item in items],
             seed=config.seed,
-            group=rows_per_step if config.group_by_length else None,
+            group=items_per_step if config.group_by_length else None,
         )
         watch = StepWatch(interruption)
         trainer = StepTrainer(
             model=model,
             args=arguments,
-            train_dataset=data.train,
-            data_collator=_with_rows(collate),
+            train_dataset=items,
+            data_collator=_with_rows(FlatCollator(levers.prefix_sharing) if levers.padding_free else collate),
             order=order,
             state=state,
             folder=checkpoints,
             keep=config.save_total_limit,
             watch=watch,
+            levers=levers,
         )
         if held_out and state.evaluation_loss_before is None and checkpoint is None:
             state.evaluation_loss_before = loss_of_held_out()
         start = state.step
         if start < total:
-            with _shown(trainer, total - start, start) as watch.progress:
+            with (
+                rows_apart(model) if levers.padding_free else nullcontext(),
+                _shown(trainer, total - start, start) as watch.progress,
+            ):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         else:
             trainer._load_from_checkpoint(str(checkpoint))
@@ -117,6 +128,9 @@ def train(
         response_tokens=state.response_tokens,
         tokens_per_s=round(state.tokens / state.duration_s, 3),
         arithmetic_dtype=state.arithmetic_dtype,
+        padding_free=levers.padding_free,
+        prefix_sharing=levers.prefix_sharing,
+        packing=levers.packing,
         optim=str(getattr(arguments.optim, "value", arguments.optim)),
         trainable_parameters=sum(item.numel() for item in model.parameters() if item.requires_grad),
         evaluation_loss_before=state.evaluation_loss_before,
@@ -127,11 +141,11 @@ def train(
     )
 
 
-def total_steps(rows: int, config: "RunConfig", processes: int = 1) -> int:
-    """Return the number of optimizer steps: `max_steps`, else what `num_train_epochs` over this many rows gives."""
+def total_steps(items: int, config: "RunConfig", processes: int = 1) -> int:
+    """Return the number of optimizer steps: `max_steps`, else what `num_train_epochs` over so many rows or packs gives."""
     if config.max_steps > 0:
         return config.max_steps
-    batches = math.ceil(rows / (config.per_device_train_batch_size * processes))
+    batches = math.ceil(items / (config.per_device_train_batch_size * processes))
     return math.ceil(config.num_train_epochs * math.ceil(batches / config.gradient_accumulation_steps))
 
 
@@ -194,16 +208,36 @@ def _arguments(config: "RunConfig", plan: QuantizationPlan, folder: Path, total:
     return arguments
 
 
+def _levers(model: Any, data: "PreparedData", config: "RunConfig", arithmetic: str, device: str) -> "Levers":
+    """Return the levers that this model allows, tried in the arithmetic of the run."""
+    import torch
+
+    from quantkit.training.padding_free import usable_levers
+
+    half = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=arithmetic == "bfloat16")
+    with training_dtypes(model, arithmetic), half:
+        return usable_levers(model, config, data.train[0].input_ids, device=device)
+
+
+def _items(data: "PreparedData", config: "RunConfig", levers: "Levers") -> list[list[Any]]:
+    """Return what a batch has `per_device_train_batch_size` of: packs of rows, or single rows."""
+    if not levers.packing:
+        return [[row] for row in data.train]
+    lengths = [len(row.input_ids) for row in data.train]
+    return [[data.train[row] for row in pack] for pack in packs(lengths, config.max_length)]
+
+
 def _pad_token(tokenizer: Any) -> int:
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
 
 def _with_rows(collate: Any) -> Any:
-    """Return a collator that also says which rows of the data set a batch holds."""
+    """Return a collator of items (lists of rows) that also says which rows of the data set a batch holds."""
 
-    def batch_of(rows: Sequence[Any]) -> dict[str, Any]:
+    def batch_of(items: Sequence[Sequence[Any]]) -> dict[str, Any]:
         import torch
 
+        rows = [row for item in items for row in item]
         return {**collate(rows), "rows": torch.tensor([row.row for row in rows])}
 
     return batch_of

@@ -45,7 +45,7 @@ def test_loss_and_gradients_are_those_of_the_full_loss(name: str) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.float64).eval()
     full, narrow = (loss_and_gradients(model, narrow=on) for on in (False, True))
-    torch.testing.assert_close(narrow[0], full[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(narrow[0], full[0], rtol=1e-6, atol=0, check_dtype=False)
     assert narrow[1].keys() == full[1].keys()
     for parameter, gradient in full[1].items():
         torch.testing.assert_close(narrow[1][parameter], gradient, rtol=1e-5, atol=1e-8, msg=parameter)
@@ -70,11 +70,19 @@ def test_a_model_whose_routers_have_a_loss_uses_its_own(tiny_model: Path, data: 
     assert result.evaluation_loss_before is not None
 
 
+def test_logits_of_all_positions_give_the_same_loss() -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS["Llama"], dtype=torch.float64)
+    batch = Collator(0)(ROWS)
+    labels = batch.pop("labels")
+    torch.testing.assert_close(supervised_loss(model(**batch), labels), loss_and_gradients(model, narrow=True)[0])
+
+
 def test_a_head_that_is_called_in_an_unusual_way_is_an_error() -> None:
     class Outputs:
-        logits = torch.zeros(3, 5, 64)
+        logits = torch.zeros(3, 4, 64)
 
-    with pytest.raises(QuantkitError, match=r"logits of shape \(3, 5, 64\) for 7 supervised tokens"):
+    with pytest.raises(QuantkitError, match=r"logits of shape \(3, 4, 64\) for 7 supervised tokens"):
         supervised_loss(Outputs(), Collator(0)(ROWS)["labels"])
 
 

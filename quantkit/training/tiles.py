@@ -1,0 +1,120 @@
+"""How is the loss taken on many positions without ever holding all their logits?
+
+At 2,000 supervised positions and a vocabulary of 49,152 the logits, their logarithms and their gradient are 400 MB each. Here
+the head runs on some positions at a time; each tile's gradient is formed with its loss and only the gradient of the hidden
+states is kept, so the backward pass has nothing left to do and nothing is computed twice (recomputing tiles costs half as much
+again). `torch.nn.functional.linear_cross_entropy` is as fast when told a good tile size (and takes ten times as long with its
+own on a CPU), but knows neither adapters on a head nor what a model does to its logits.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+TILE_BYTES = 2**26
+"""Logits of a tile in float32, at most; from 64 to 512 positions of 49,152 the time was the same."""
+
+Tail = Callable[[Any], Any]
+"""What a model does to the output of its head."""
+
+
+def tile_rows(vocabulary: int) -> int:
+    """Return how many positions make a tile.
+
+    >>> tile_rows(49_152), tile_rows(262_144)
+    (341, 64)
+    """
+    return max(TILE_BYTES // (4 * vocabulary), 16)
+
+
+def known_tails(config: Any) -> list[Tail]:
+    """Return what models do to the logits of their heads by the names in their configurations, nothing first."""
+    import torch
+
+    text = config.get_text_config()
+    tails: list[Tail] = [lambda logits: logits]
+    if cap := getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None):
+        tails.append(lambda logits: torch.tanh(logits / cap) * cap)
+    if scale := getattr(text, "logit_scale", None):
+        tails.append(lambda logits: logits * scale)
+    if divisor := getattr(text, "logits_scaling", None):
+        tails.append(lambda logits: logits / divisor)
+    return tails
+
+
+def logits_tail(model: Any, head: Any, *, token_id: int, device: str) -> Tail | None:
+    """Return what this model does to the output of its head, found by running one token; None where it is none of these."""
+    import torch
+
+    from quantkit.training.evaluate import undisturbed
+
+    seen: list[Any] = []
+    handle = head.register_forward_hook(lambda _module, _arguments, output: seen.append(output))
+    try:
+        with undisturbed(model), torch.no_grad():
+            logits = model(input_ids=torch.tensor([[token_id]], device=device), use_cache=False).logits
+    except Exception:  # training itself will say what is wrong with this model
+        return None
+    finally:
+        handle.remove()
+    tails = known_tails(model.config) if len(seen) == 1 else []
+    return next((tail for tail in tails if torch.equal(tail(seen[0]), logits)), None)
+
+
+def full_precision(logits: Any) -> Any:
+    """Return logits in float32, or as they are in float64."""
+    import torch
+
+    return logits if logits.dtype is torch.float64 else logits.float()
+
+
+def tiled_cross_entropy(head: Any, tail: Tail, hidden: Any, targets: Any) -> Any:
+    """Return the summed cross entropy of hidden states [positions, width] against targets [positions]."""
+    import torch
+
+    learning = torch.is_grad_enabled()
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    rows = tile_rows(vocabulary(head))
+
+    class TiledLoss(torch.autograd.Function):
+        """The loss, with its gradients formed in the forward pass."""
+
+        @staticmethod
+        def forward(context: Any, states: Any, *weights: Any) -> Any:
+            wanted = [learning and each for each in context.needs_input_grad]
+            total = torch.zeros((), dtype=torch.float64, device=states.device)
+            gradient = torch.empty_like(states) if wanted[0] else None
+            sums = [torch.zeros_like(weight) for weight in weights]
+            for start in range(0, len(states), rows):
+                part = slice(start, start + rows)
+                with torch.set_grad_enabled(any(wanted)):
+                    tile = states[part].detach().requires_grad_(wanted[0])
+                    logits = tail(head(tile.unsqueeze(0)))[0]
+                    loss = torch.nn.functional.cross_entropy(full_precision(logits), targets[part], reduction="sum")
+                    del logits
+                total += loss.detach()
+                inputs = [tile, *weights] if wanted[0] else [*weights]
+                if not any(wanted):
+                    continue
+                formed = list(torch.autograd.grad(loss, inputs))
+                if gradient is not None:
+                    gradient[part] = formed.pop(0)
+                for weight_sum, part_of_it in zip(sums, formed, strict=True):
+                    weight_sum.add_(part_of_it)
+            context.gradients = gradient, sums
+            return total.to(loss.dtype)
+
+        @staticmethod
+        def backward(context: Any, *outer: Any) -> Any:
+            gradient, sums = context.gradients
+            scale = outer[0]
+            context.gradients = None
+            return (None if gradient is None else gradient * scale, *(each * scale for each in sums))
+
+    return TiledLoss.apply(hidden, *trained)
+
+
+def vocabulary(head: Any) -> int:
+    """Return how many logits a head gives a position."""
+    from quantkit.layers import features, unwrapped
+
+    return features(unwrapped(head))[1]
