@@ -5,7 +5,7 @@ not marked, or the one that was named beforehand, which asks less of the others.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from quantkit.console import Column
 from quantkit.errors import UsageError, VerificationError
 from quantkit.evaluation.comparison import Comparison, compare_all
 from quantkit.evaluation.results import ArtifactResult, TaskResult
+from quantkit.evaluation.table import metric_text
 
 COLUMNS = (
     Column("data\nmeasure"),
-    Column("compared"),
+    Column("first\n– second"),
     Column("difference\n95 % interval", "right"),
     Column("p", "right", priority=1),
     Column("verdict"),
@@ -100,8 +101,14 @@ def _row(item: Comparison) -> list[object]:
     digits = 1 if item.unit == "points" else 4
     bounds = f"{item.low:+.{digits}f} to {item.high:+.{digits}f}"
     p = "<0.001" if item.p_value < 0.001 else f"{item.p_value:.3f}"
-    difference = f"{item.difference:+.{digits}f}"
-    return [f"{item.task}\n{item.measure}", f"{item.first}\n– {item.second}", f"{difference}\n{bounds}", p, item.verdict]
+    unit = "" if item.unit == "points" else f"\n{item.unit}"
+    return [
+        f"{item.task}\n{metric_text(item.measure)}{unit}",
+        f"{item.first}\n– {item.second}",
+        f"{item.difference:+.{digits}f}\n{bounds}",
+        p,
+        replace(item, first="the first", second="the second").verdict,
+    ]
 
 
 def warn_degenerate(artifacts: Sequence[ArtifactResult]) -> int:
