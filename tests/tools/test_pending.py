@@ -20,7 +20,8 @@ from quantkit.spec import QuantizationSpec
 from quantkit_registry.records import ArtifactRecord, BaseReference, write_record
 from quantkit_registry.store import Registry
 from quantkit_tools.evaluate import Flags, tasks_of
-from quantkit_tools.evaluate_pending import lock_path, why_pending
+from quantkit_tools.evaluate_counting import reference_of, why_pending
+from quantkit_tools.evaluate_pending import lock_path
 
 QUICK = ["--limit", "2", "--max-new-tokens", "2"]
 
@@ -125,7 +126,7 @@ def test_two_runs_at_once_share_the_work_and_a_crash_of_one_worker_costs_only_it
 def test_an_artifact_that_failed_its_gate_ends_with_code_3(
     tiny_model: Path, tmp_path: Path, quantkit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantkit_tools.evaluate_pending.show", print)
+    monkeypatch.setattr("quantkit_tools.evaluate_pending.show", lambda *_, **__: {})
     root = tmp_path / "artifacts"
     snapshot(tiny_model, root, "Bad-base", gate={"outcome": "failed", "reasons": ["perplexity ratio 9 is above 1.5"]})
     flags = Flags(paths=(), registry=str(root), limit=2, max_new_tokens=2)
@@ -177,8 +178,22 @@ def test_a_result_counts_only_for_the_same_rows_and_settings(tmp_path: Path) -> 
     assert f"schema_version 1, not {SCHEMA_VERSION}" in why_pending(filed | {"schema_version": 1}, task, flags)
     prompted = tasks_of(flags, "Answer.")[0]
     assert "system_prompt None, not 'Answer.'" in why_pending(filed, prompted, flags)
+    assert "compared with no reference model, not Base" in why_pending(filed, task, flags, "Base")
+    compared = filed | {"settings": filed["settings"] | {"reference": "Base 0123"}}
+    assert why_pending(compared, task, flags, "Base") == ""
+    assert "compared with Base 0123, not Base 4567" in why_pending(compared, task, flags, "Base 4567")
     other = tasks_of(Flags(paths=(), limit=3), None)[0]
     assert "other rows" in why_pending(filed, other, flags)
+
+
+def test_the_reference_of_an_artifact_is_what_it_was_made_from(artifacts: Path, tiny_model: Path) -> None:
+    registry = Registry(artifacts)
+    one = registry.find("One-base")
+    assert reference_of(Flags(paths=()), registry, one) is None
+    assert reference_of(Flags(paths=(), reference="source"), registry, one) == tiny_model.name
+    assert reference_of(Flags(paths=(), reference="org/Model"), registry, one) == "Model"
+    known = reference_of(Flags(paths=(), reference="Two-base"), registry, one)
+    assert known == f"Two-base {str(registry.find('Two-base').hash)[:12]}"
 
 
 def test_one_content_under_two_names_is_evaluated_once(artifacts: Path, quantkit: Any) -> None:

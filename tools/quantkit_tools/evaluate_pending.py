@@ -5,26 +5,26 @@ left is decided again under a lock by the process that is to do it, so that two 
 the work and never repeat it. A list of finished work beside the results would be a second truth that a crash leaves wrong.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantkit import console
 from quantkit.errors import UsageError, VerificationError
-from quantkit.evaluation.results import SCHEMA_VERSION as RESULT_SCHEMA
 from quantkit.evaluation.results import ArtifactResult, TaskResult
 from quantkit.locks import is_free, try_lock, wait_until_free
 from quantkit_registry.store import RESULTS, Artifact, Registry
 from quantkit_tools.evaluate import SCHEMA_VERSION, Flags, show, tasks_of
+from quantkit_tools.evaluate_compare import check_baseline
+from quantkit_tools.evaluate_counting import reference_of, why_pending
 from quantkit_tools.listing import failed_gate
 
 if TYPE_CHECKING:
     from quantkit.evaluation.tasks import Task
     from quantkit_tools.evaluate_groups import Failure
 
-NOTHING = "no result"
 TURNS = 3
 """How often an artifact that others were at is looked at again."""
 
@@ -50,6 +50,7 @@ def evaluate_pending(flags: Flags) -> int:
     """
     _refuse_explicit(flags)
     work = Work(flags)
+    check_baseline(flags.baseline, [str(artifact.path) for artifact in work.artifacts])
     if flags.dry_run:
         _announce(work)
         return 0
@@ -77,7 +78,8 @@ class Work:
     def pending(self, artifact: Artifact) -> Pending | None:
         """Return what an artifact lacks; None where nothing."""
         found = self.registry.results(str(artifact.hash))
-        why = {task.name: why_pending(found.get(task.name), task, self.flags) for task in self.tasks(artifact)}
+        reference = reference_of(self.flags, self.registry, artifact)
+        why = {task.name: why_pending(found.get(task.name), task, self.flags, reference) for task in self.tasks(artifact)}
         reasons = {name: reason for name, reason in why.items() if reason}
         return Pending(artifact, reasons) if reasons else None
 
@@ -134,7 +136,8 @@ class Work:
 
     def _filed(self, artifact: Artifact) -> ArtifactResult | None:
         found = self.registry.results(str(artifact.hash))
-        names = [task.name for task in self.tasks(artifact) if not why_pending(found.get(task.name), task, self.flags)]
+        lacking = self.pending(artifact)
+        names = [task.name for task in self.tasks(artifact) if lacking is None or task.name not in lacking.reasons]
         if not names:
             return None
         about = {key: value for key, value in found[names[0]]["artifact"].items() if key not in ("results", "path")}
@@ -159,31 +162,6 @@ def artifacts_of(registry: Registry, paths: Sequence[str]) -> list[Artifact]:
     return list(by_hash.values())
 
 
-def why_pending(found: Mapping[str, Any] | None, task: "Task", flags: Flags) -> str:
-    """Return why a filed result does not count as this task's under these settings; empty where it does.
-
-    Batch size, device and data type are of the machine; every other setting that the result says it depended on must agree.
-    """
-    if found is None:
-        return NOTHING
-    if found.get("schema_version") != RESULT_SCHEMA:
-        return f"its result has schema_version {found.get('schema_version')!r}, not {RESULT_SCHEMA}"
-    if found.get("data_fingerprint") != task.fingerprint:
-        return "its result is of other rows"
-    wanted = {"kind": task.kind, "seed": flags.seed, "n": len(task.examples)}
-    said = found.get("settings")
-    settings: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
-    asked = {"max_new_tokens": flags.max_new_tokens, "system_prompt": _system_prompt(task)}
-    pairs = [(name, found.get(name), value) for name, value in wanted.items()]
-    pairs += [(name, settings[name], value) for name, value in asked.items() if name in settings]
-    for name, value, other in pairs:
-        if value != other:
-            return f"its result has {name} {value!r}, not {other!r}"
-    if flags.reference is not None and "reference" not in settings:
-        return "its result is compared with no reference model"
-    return ""
-
-
 @contextmanager
 def claimed(flags: Flags, registry: Registry, artifact: str, tasks: "Sequence[Task]") -> "Iterator[list[Task]]":
     """Yield the tasks to do on an artifact, locked until the end of the block: all, or with `--pending` those left."""
@@ -193,7 +171,8 @@ def claimed(flags: Flags, registry: Registry, artifact: str, tasks: "Sequence[Ta
     with ExitStack() as stack:
         mine = [task for task in tasks if stack.enter_context(try_lock(lock_path(registry, artifact, task.name)))]
         found = registry.results(artifact)
-        yield [task for task in mine if why_pending(found.get(task.name), task, flags)]
+        reference = None if flags.reference is None else reference_of(flags, registry, registry.find(artifact))
+        yield [task for task in mine if why_pending(found.get(task.name), task, flags, reference)]
 
 
 def lock_path(registry: Registry, artifact: str, task: str) -> Path:
@@ -250,9 +229,3 @@ def _refuse_explicit(flags: Flags) -> None:
     for name in ("method", "base"):
         if getattr(flags, name) is not None:
             raise UsageError(f"--{name} says what no file records; --pending is for artifacts that say it themselves")
-
-
-def _system_prompt(task: "Task") -> str | None:
-    """Return the one system prompt of the rows; None where there is none or they differ."""
-    found = {turn["content"] for example in task.examples for turn in example.messages if turn["role"] == "system"}
-    return found.pop() if len(found) == 1 else None

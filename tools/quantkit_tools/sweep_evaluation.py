@@ -18,8 +18,11 @@ from quantkit_tools.evaluate import Flags, tasks_of
 from quantkit_tools.sweep_planning import SweepPlan
 from quantkit_tools.sweep_running import Outcome
 
-OF_THE_SWEEP = ("paths", "registry", "method", "base", "device", "trust_remote_code", "pending", "dry_run", "json")
-"""Flags of `quantkit evaluate` that the sweep sets itself."""
+OF_THE_SWEEP = (
+    *("paths", "registry", "method", "base", "device", "trust_remote_code", "pending", "dry_run", "json"),
+    *("fresh", "baseline", "harness", "harness_include", "num_fewshot", "apply_chat_template"),
+)
+"""Flags of `quantkit evaluate` that the sweep sets itself, and those that do not go with `--pending`."""
 PAGE = "report.html"
 
 

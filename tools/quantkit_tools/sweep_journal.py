@@ -59,7 +59,7 @@ class Journal:
 
     def __init__(self, folder: Path, root: Path) -> None:
         self._folder = folder / "steps"
-        self._locks = folder / "locks"
+        self._locks = folder.parent / ".locks"  # of all sweeps into this registry
         self._registry = Registry(root)
 
     def standing(self, step: Step) -> Standing:
