@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from quantkit.evaluation.forward import logits_at_end, pad_left
 from quantkit.layers import bare_model
+from quantkit.memory import free_bytes
 
 PROMPT_TOKENS_AT_ONCE = 2048
 """Prompt tokens, padding included, in one pass: enough to keep a processor busy, little enough to need no memory."""
@@ -28,6 +29,8 @@ SHARED_AT_LEAST = 8
 """Tokens that prompts must have in common before it pays to process them apart."""
 REFILL_AT = 0.25
 """Share of free slots at which waiting prompts are processed: several together take less time each than one alone."""
+CACHE_SHARE = 0.5
+"""Share of the free memory that keys and values may take."""
 Ended = Callable[[int, list[int]], None]
 
 
@@ -150,7 +153,7 @@ class SlotDecoder:
                         free = self._process(waiting, free, start)
                 if self._said:
                     if not waiting and 2 * len(self._said) <= len(self._owner):
-                        self._shrink()
+                        self._keep([slot for slot, owner in enumerate(self._owner) if owner is not None])
                     self._step()
 
     def _shared(self) -> list[tuple[Tensor, Tensor]]:
@@ -177,6 +180,8 @@ class SlotDecoder:
         end = logits_at_end(self._model, ids, 1, cached=True, mask=mask, before=before, cache=cache)
         first, free = _likeliest(end.logits)[:, 0].tolist(), list(free)
         self._passed()
+        if not self._layers[0].is_initialized:
+            free = self._keep(range(max(len(chosen), min(len(free), self._fitting(cache)))))
         for row, (index, token) in enumerate(zip(chosen, first, strict=True)):
             if token in self._stops or self._longest == 1:
                 self._ended(index, [token])
@@ -227,17 +232,23 @@ class SlotDecoder:
             if index is not None:
                 self._ended(index, said)
 
-    def _shrink(self) -> None:
-        """Drop the free slots."""
-        kept = [slot for slot, owner in enumerate(self._owner) if owner is not None]
-        index = torch.tensor(kept, device=self._device)
+    def _fitting(self, processed: Any) -> int:
+        """Return how many slots the free memory holds, told from what keys and values of a first prompt take."""
+        column = sum(part[0, :, 0].nbytes for layer in processed.layers for part in (layer.keys, layer.values))
+        return int(CACHE_SHARE * free_bytes(str(self._device)) / (column * self._places.columns))
+
+    def _keep(self, kept: Sequence[int]) -> list[int]:
+        """Drop all slots but these; return those that are free."""
+        index = torch.tensor(list(kept), device=self._device)
         for layer in self._layers:
-            layer.keys, layer.values = layer.keys[index], layer.values[index]
-        self._said = {at: self._said[slot] for at, slot in enumerate(kept)}
+            if layer.is_initialized:
+                layer.keys, layer.values = layer.keys[index], layer.values[index]
+        self._said = {at: self._said[slot] for at, slot in enumerate(kept) if slot in self._said}
         self._owner = [self._owner[slot] for slot in kept]
         self._cursors = [self._cursors[slot] for slot in kept]
         self._seen, self._next = self._seen[index], self._next[index]
         self._places.rows, self._places.cursor = torch.arange(len(kept), device=self._device), self._places.cursor[index]
+        return [slot for slot, owner in enumerate(self._owner) if owner is None]
 
 
 def _likeliest(logits: Tensor) -> Tensor:

@@ -137,6 +137,21 @@ def test_what_all_prompts_begin_with_is_processed_once(loaded: tuple[Any, Any]) 
     assert together == [generate(model, tokenizer, [prompt], batch_size=1, max_new_tokens=6)[0] for prompt in asked]
 
 
+def test_there_are_no_more_slots_than_the_free_memory_holds(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = loaded
+    asked, rows = prompts(tokenizer, 9), []
+    plain = generate(model, tokenizer, asked, batch_size=9, max_new_tokens=12)
+    row = (max(map(len, asked)) + 12) * 4 * 2 * 2 * 32 * 4  # columns, layers, keys and values, heads, their width, float32
+    monkeypatch.setattr(decoding, "free_bytes", lambda _: 2 * 3.5 * row)
+    monkeypatch.setattr(decoding, "PROMPT_TOKENS_AT_ONCE", 64)
+    hook = model.register_forward_pre_hook(lambda _, __, given: rows.append(given["input_ids"].shape[0]), with_kwargs=True)
+    try:
+        assert generate(model, tokenizer, asked, batch_size=9, max_new_tokens=12) == plain
+    finally:
+        hook.remove()
+    assert max(rows) == 3
+
+
 @pytest.mark.parametrize("in_slots", [True, False])
 def test_a_batch_that_does_not_fit_the_memory_is_halved_and_finished_answers_stay(
     loaded: tuple[Any, Any], in_slots: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
