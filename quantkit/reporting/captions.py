@@ -60,14 +60,17 @@ def quality(board: Board, axis: Axis) -> str:
     best = front(rows, axis.cost, less_is_better=axis.less_is_better)
     better = ("up" if board.first.higher_is_better else "down") + " and " + ("left" if axis.less_is_better else "right")
     said = [f"Better is {better}."]
+    unsure = "where bars overlap, the difference in score is not shown to be real."
     if not best:
         said.append("Every result is at its floor or degenerate, so there is no front: none of these is shown to be any good.")
     elif len(best) == 1:
-        said.append(f"The front is one artifact, {best[0].number}: no other above its floor is better in score or in cost.")
+        said.append(
+            f"The front is one artifact, {best[0].number}: no other above its floor is better in score or in cost; {unsure}"
+        )
     else:
         said.append(
             "The dashed line joins the Pareto front: no other artifact beats these in score and cost at once, by their values;"
-            " where bars overlap, the difference in score is not shown to be real."
+            f" {unsure}"
         )
     return " ".join([*said, *_caveat(axis, rows)])
 

@@ -23,7 +23,7 @@ COLUMNS = (
 CAPTION = (
     "Difference: artifact minus baseline, row by row on the same rows. It counts as real\n"
     "where p, after Holm's correction, is below 0.05 and the interval leaves out zero;\n"
-    "nobody who is marked wins."
+    "nobody who is marked wins. Other measures stand on the page and in the JSON."
 )
 
 
@@ -98,7 +98,7 @@ def labels(subjects: Sequence[Subject]) -> dict[int, str]:
 
 
 def table_rows(compared: Sequence[Compared]) -> list[list[object]]:
-    """Return one line per comparison for the console."""
+    """Return one line per artifact and task for the console: what the task's own measure says, where it can be compared."""
     return [
         [
             item.first,
@@ -109,6 +109,7 @@ def table_rows(compared: Sequence[Compared]) -> list[list[object]]:
         ]
         for each in compared
         for item in each.comparisons
+        if item.measure == each.comparisons[0].measure
     ]
 
 

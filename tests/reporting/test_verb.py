@@ -13,6 +13,7 @@ from quantkit import console
 from quantkit.evaluation.results import ArtifactResult, TaskResult
 from quantkit_registry.store import Registry
 from quantkit_tools.cli import run_verb
+from quantkit_tools.report_reading import read_subjects
 from tests.registry.records_of import commit_adapter, commit_model
 from tests.reporting.conftest import perplexity_result, task_result
 
@@ -122,6 +123,14 @@ def test_a_result_whose_statement_on_its_artifact_is_none_is_left_out(root: Path
     path = root / "results" / BASE / "codes.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"artifact": {"name": 7}}))
     assert "codes.json: evaluation" in read(root, capsys)["faults"][0]
+
+
+def test_stages_of_separate_evaluations_are_put_together(root: Path) -> None:
+    for task, stages in (("one", ["load", "one: generate"]), ("two", ["load", "two: generate"])):
+        memory = {"stages": [{"stage": stage, "peak_rss_bytes": 5} for stage in stages]}
+        file_result(root, "aa" * 32, task_result(50, task=task), name="Twice", memory=memory)
+    subjects, _ = read_subjects(Registry(root), ["Twice"])
+    assert [stage["stage"] for stage in subjects[0].memory["stages"]] == ["load", "one: generate", "two: generate"]
 
 
 def test_a_broken_artifact_is_named_and_left_out(root: Path, capsys) -> None:

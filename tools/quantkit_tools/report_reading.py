@@ -32,7 +32,7 @@ def read_subjects(registry: Registry, wanted: Sequence[str] = ()) -> tuple[list[
     outside = [entry for name in wanted if (entry := _outside(registry, name)) is not None]
     known = {entry.hash for entry in ours} | {entry.hash for entry in outside}
     subjects = [_subject(registry, entry, filed) for entry in [*ours, *outside]]
-    subjects += [_gone(hash_, results) for hash_, results in sorted(filed.items()) if hash_ not in known]
+    subjects += [_measured(hash_, results) for hash_, results in sorted(filed.items()) if hash_ not in known]
     chosen = subjects if not wanted else _chosen(subjects, wanted)
     if not wanted:
         theirs = [entry.name for entry in entries if entry.origin in ("study", "foreign")]
@@ -69,34 +69,31 @@ def _short(error: QuantkitError, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
-def _subject(registry: Registry, entry: Artifact, filed: Mapping[str, Any]) -> Subject:
+def _subject(registry: Registry, entry: Artifact, filed: Filed) -> Subject:
     record, results = entry.record, filed.get(entry.hash or "", [])
-    about: ArtifactResult | None = next((said for _, said in results if said is not None), None)
+    known = _measured(entry.hash or "", results)
     if record is None:  # a folder of others that was named by its path
-        return replace(_gone(entry.hash or "", results), name=entry.name, size_bytes=entry.size_bytes)
-    size = about.size_bytes if about is not None and about.size_bytes is not None else entry.size_bytes
-    return Subject(
-        number=0,
+        return replace(known, name=entry.name, size_bytes=entry.size_bytes)
+    base = Path(record.base.name_or_path)
+    return replace(
+        known,
         name=entry.name,
-        artifact=entry.hash or "",
         kind=record.kind,
         method=record.recipe.method,
         peft=NO_ADAPTER if record.adapter is None else record.adapter.label,
-        base=Path(record.base.name_or_path).name if Path(record.base.name_or_path).is_absolute() else record.base.name_or_path,
+        base=base.name if base.is_absolute() else record.base.name_or_path,
         quantization=record.quantization.to_dict(),
-        size_bytes=size,
-        bits_per_weight=None if about is None else about.bits_per_weight,
+        size_bytes=entry.size_bytes if known.size_bytes is None else known.size_bytes,
+        here=True,
         record=record.to_dict(),
         lineage=lineage(registry, entry).lines(),
-        evidence=() if about is None else about.evidence,
-        memory={} if about is None else about.memory,
-        results=[result for result, _ in results],
     )
 
 
-def _gone(hash_: str, results: Sequence[tuple[TaskResult, ArtifactResult | None]]) -> Subject:
+def _measured(hash_: str, results: Sequence[tuple[TaskResult, ArtifactResult | None]]) -> Subject:
     """Return what results alone tell of an artifact."""
-    about = next((said for _, said in results if said is not None), None)
+    abouts = [said for _, said in results if said is not None]
+    about = abouts[0] if abouts else None
     quantization: Mapping[str, Any] = {} if about is None else about.quantization
     return Subject(
         number=0,
@@ -106,13 +103,24 @@ def _gone(hash_: str, results: Sequence[tuple[TaskResult, ArtifactResult | None]
         method=str(quantization.get("method") or "unknown"),
         peft="unknown" if about is None or about.kind == "adapter" else NO_ADAPTER,
         quantization=quantization,
-        size_bytes=None if about is None else about.size_bytes,
-        bits_per_weight=None if about is None else about.bits_per_weight,
+        size_bytes=next((said.size_bytes for said in abouts if said.size_bytes is not None), None),
+        bits_per_weight=next((said.bits_per_weight for said in abouts if said.bits_per_weight is not None), None),
         here=False,
         evidence=() if about is None else about.evidence,
-        memory={} if about is None else about.memory,
+        memory={"stages": _stages(abouts)},
         results=[result for result, _ in results],
     )
+
+
+def _stages(abouts: Sequence[ArtifactResult]) -> list[Any]:
+    """Return the stages of all evaluations, each once: tasks may have been evaluated in separate runs."""
+    found: dict[tuple[str, str], Any] = {}
+    for about in abouts:
+        stages = about.memory.get("stages")
+        for stage in stages if isinstance(stages, list) else ():
+            if isinstance(stage, Mapping):
+                found.setdefault((str(stage.get("inside")), str(stage.get("stage"))), stage)
+    return list(found.values())
 
 
 def _outside(registry: Registry, name: str) -> Artifact | None:
