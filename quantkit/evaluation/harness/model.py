@@ -6,7 +6,6 @@ it is given (it ties weights, and sets a padding token) is checked afterwards: t
 moved. Its progress bars are replaced by ours, which a log file can hold.
 """
 
-import io
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -101,7 +100,7 @@ def quiet() -> Iterator[None]:
     datasets.disable_progress_bars()
     task_module.tqdm = partial(bar, disable=True)
     try:
-        with redirect_stdout(sys.stderr if sys.stderr.isatty() else io.StringIO()):
+        with redirect_stdout(sys.stderr):
             yield
     finally:
         task_module.tqdm = bar
