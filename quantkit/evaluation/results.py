@@ -35,6 +35,7 @@ MARKS = (
     Mark("CONSTANT", "constant_rate", 0.9),
     Mark("ECHO", "echo_rate", 0.5),
     Mark("GIBBERISH", "gibberish_rate", 0.5),
+    Mark("UNLIKELY", "unlikely_rate", 0.5),
     Mark("UNPARSED", "parsed_rate", 0.5, bad_when_high=False, fails=False),
 )
 FLOOR, BROKEN = "FLOOR", "BROKEN"

@@ -15,6 +15,7 @@ from quantkit.evaluation.divergence import Reference, divergence_scores, row_div
 from quantkit.evaluation.generation import stop_token_ids
 from quantkit.evaluation.journal import Journals
 from quantkit.evaluation.measuring import Measured, Setup, measure
+from quantkit.evaluation.plausibility import answers_under, plausibility_scores
 from quantkit.evaluation.rendering import render
 from quantkit.evaluation.results import Cost, TaskResult
 from quantkit.evaluation.tasks import Task
@@ -102,11 +103,15 @@ def compare_with_reference(
             rows = render(task, tokenizer, stop_token_ids(model, tokenizer))
             with log.stage(f"{task.name}: divergence"):
                 found = row_divergences(model, other, rows, batch_size=batch_size, title=f"{task.name}: divergence")
+                texts = [row.text for row in result.rows if row.stopped is not None]
+                asked = [row.prompt_ids for row in rows] if texts else []
+                told = answers_under(other, tokenizer, asked, texts, batch_size=batch_size, title=f"{task.name}: plausibility")
             vocabulary = int(model.config.get_text_config().vocab_size)
+            scores = divergence_scores(found, vocabulary=vocabulary, seed=seed)
             compared.append(
                 replace(
                     result,
-                    scores={**result.scores, **divergence_scores(found, vocabulary=vocabulary, seed=seed)},
+                    scores={**result.scores, **scores, **plausibility_scores(told, vocabulary=vocabulary, seed=seed)},
                     settings={**result.settings, "reference": reference.name},
                     rows=[replace(row, kl=said.mean_kl) for row, said in zip(result.rows, found, strict=True)],
                 )

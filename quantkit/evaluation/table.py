@@ -14,7 +14,10 @@ from quantkit.evaluation.statistics import Score
 Cell = Callable[[ArtifactResult, TaskResult], object]
 
 PERPLEXITIES = ("perplexity_response", "perplexity_all")
-RATES = ("empty_rate", "repetition_rate", "stop_rate", "constant_rate", "echo_rate", "gibberish_rate", "parsed_rate")
+RATES = (
+    *("empty_rate", "repetition_rate", "stop_rate", "constant_rate", "echo_rate", "gibberish_rate"),
+    *("unlikely_rate", "parsed_rate"),
+)
 """Scores that a column of their own, a mark or the coverage tells."""
 CAPTION = (
     "FLOOR: the 95 % interval reaches to what a predictor that understands nothing\n"

@@ -52,7 +52,7 @@ def test_30_healthy_runs_are_not_flagged_and_none_comes_near_a_threshold(capsys:
     with capsys.disabled():
         print(f"\n{len(flagged)}/{len(runs)} healthy runs flagged")
     assert (len(runs), flagged) == (30, [])
-    for mark in MARKS:
+    for mark in (mark for mark in MARKS if mark.rate != "unlikely_rate"):  # it needs a reference model
         values = [run.scores[mark.rate].value for _, _, run in runs]
         assert max(value if mark.bad_when_high else 1 - value for value in values) <= mark.threshold / 2, mark.name
 

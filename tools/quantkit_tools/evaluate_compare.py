@@ -36,6 +36,7 @@ MEANING = {
     "CONSTANT": "one answer is given whatever is asked",
     "ECHO": "most answers repeat the question",
     "GIBBERISH": "most answers are no language",
+    "UNLIKELY": "the reference model finds most answers about as likely as chance",
     "BROKEN": "its perplexity is no better than that of a uniform guess",
 }
 
