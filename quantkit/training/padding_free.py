@@ -6,8 +6,8 @@ and linear attention, ALiBi, biases on distance, prefix masks and attention that
 or an error here.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from quantkit.console import say
@@ -40,32 +40,33 @@ class Levers:
     """What the model does to the output of its head, where it is known: the loss is then taken in tiles."""
 
 
-def usable_levers(model: Any, config: "RunConfig", token_ids: Sequence[int], *, device: str) -> Levers:
-    """Return which of the wanted levers keep this model's results, and say in one line why one is off.
+def usable_levers(model: Any, config: "RunConfig", token_ids: Sequence[int], *, device: str, notice: bool = True) -> Levers:
+    """Return which of the wanted levers keep this model's results; with `notice`, say in one line each why one is off.
 
     `token_ids` are some the model has (of a training row); the model's modes and random states are as before.
     """
+    tell: Callable[[str], None] = say if notice else lambda _: None
     head, tail = output_head(model), None
     narrow = config.loss_positions == "supervised" and head is not None
     if narrow and (tail := logits_tail(model, head, token_id=token_ids[0], device=device)) is None:
-        say("the loss is not taken in tiles: what this model does to the output of its head is not known")
-    loss = {"supervised_only": narrow, "tail": tail}
+        tell("the loss is not taken in tiles: what this model does to the output of its head is not known")
+    levers = Levers(supervised_only=narrow, tail=tail)
     if not config.padding_free:
-        return Levers(**loss)
+        return levers
     trial = _Trial(model, token_ids, device)
     if fault := trial.fault(share=False):
         with_it = [name for name in ("prefix_sharing", "packing") if getattr(config, name)]
         more = f" (and with it {', '.join(with_it)})" if with_it else ""
-        say(f"padding_free is off for this model{more}: {fault}")
-        return Levers(**loss)
+        tell(f"padding_free is off for this model{more}: {fault}")
+        return levers
     sharing = config.prefix_sharing
     if sharing and head is None:
-        say("prefix_sharing is off for this model: its own loss counts every token of every row")
+        tell("prefix_sharing is off for this model: its own loss counts every token of every row")
         sharing = False
     if sharing and (fault := trial.fault(share=True)):
-        say(f"prefix_sharing is off for this model: {fault}")
+        tell(f"prefix_sharing is off for this model: {fault}")
         sharing = False
-    return Levers(padding_free=True, prefix_sharing=sharing, packing=config.packing, **loss)
+    return replace(levers, padding_free=True, prefix_sharing=sharing, packing=config.packing)
 
 
 class _Trial:

@@ -62,7 +62,7 @@ def train(
 
     processes, first = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
     arithmetic = arithmetic_dtype(model, config, device)
-    levers = _levers(model, data, config, arithmetic, device)
+    levers = _levers(model, data, config, arithmetic, device, notice=first)
     items = _items(data, config, levers)
     items_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
     total = total_steps(len(items), config, processes)
@@ -78,7 +78,11 @@ def train(
     held_out = data.evaluation[: max(rows_trained_on // EVALUATION_SHARE, 1)]
 
     def loss_of_held_out() -> float:
-        batch = {"batch_size": config.per_device_train_batch_size, "device": device, "dtype": state.arithmetic_dtype}
+        batch: dict[str, Any] = {
+            "batch_size": config.per_device_train_batch_size,
+            "device": device,
+            "dtype": state.arithmetic_dtype,
+        }
         return mean_loss(model, held_out, collate, **batch, tail=levers.tail)
 
     with _left_as_found(model), training_dtypes(model, state.arithmetic_dtype), interruptible(notice=first) as interruption:
@@ -208,7 +212,7 @@ def _arguments(config: "RunConfig", plan: QuantizationPlan, folder: Path, total:
     return arguments
 
 
-def _levers(model: Any, data: "PreparedData", config: "RunConfig", arithmetic: str, device: str) -> "Levers":
+def _levers(model: Any, data: "PreparedData", config: "RunConfig", arithmetic: str, device: str, *, notice: bool) -> "Levers":
     """Return the levers that this model allows, tried in the arithmetic of the run."""
     import torch
 
@@ -216,7 +220,7 @@ def _levers(model: Any, data: "PreparedData", config: "RunConfig", arithmetic: s
 
     half = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=arithmetic == "bfloat16")
     with training_dtypes(model, arithmetic), half:
-        return usable_levers(model, config, data.train[0].input_ids, device=device)
+        return usable_levers(model, config, data.train[0].input_ids, device=device, notice=notice)
 
 
 def _items(data: "PreparedData", config: "RunConfig", levers: "Levers") -> list[list[Any]]:

@@ -110,7 +110,8 @@ def tiled_cross_entropy(head: Any, tail: Tail, hidden: Any, targets: Any) -> Any
             context.gradients = None
             return (None if gradient is None else gradient * scale, *(each * scale for each in sums))
 
-    return TiledLoss.apply(hidden, *trained)
+    apply: Any = TiledLoss.apply
+    return apply(hidden, *trained)
 
 
 def vocabulary(head: Any) -> int:

@@ -48,7 +48,7 @@ def test_loss_and_gradients_are_those_of_the_full_loss(name: str) -> None:
     torch.testing.assert_close(narrow[0], full[0], rtol=1e-6, atol=0, check_dtype=False)
     assert narrow[1].keys() == full[1].keys()
     for parameter, gradient in full[1].items():
-        torch.testing.assert_close(narrow[1][parameter], gradient, rtol=1e-5, atol=1e-8, msg=parameter)
+        assert float((narrow[1][parameter] - gradient).norm() / gradient.norm()) < 1e-5, parameter
 
 
 def test_the_head_sees_supervised_positions_only() -> None:
