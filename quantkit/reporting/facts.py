@@ -11,6 +11,7 @@ from typing import Any
 from quantkit.evaluation.results import FLOOR, ArtifactResult, TaskResult
 
 NO_ADAPTER = "NoPeft"
+Key = tuple[str, str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,10 @@ class Row:
     """Mean divergence from the reference model in nats."""
     kl_of: str | None = None
     """Where `kl_mean` was measured, and from which model."""
+    kl_p99: float | None = None
+    top1_agreement: float | None = None
+    reference: str | None = None
+    """The reference model of this result's own divergences."""
     perplexity_response: float | None = None
     peak_memory_bytes: int | None = None
     peak_memory_of: str | None = None
@@ -118,9 +123,10 @@ class Row:
     data_fingerprint: str = ""
 
     @property
-    def board(self) -> tuple[str, str, str, str]:
-        """Return what two rows must share to be compared: task, metric, data, device."""
-        return self.task, self.metric, self.data_fingerprint, self.device or ""
+    def board(self) -> Key:
+        """Return what two rows must share to be compared: task, metric, data, device, of a divergence also the reference."""
+        reference = self.reference or "" if self.metric.startswith("kl_") else ""
+        return self.task, self.metric, self.data_fingerprint, self.device or "", reference
 
     @property
     def is_ranked(self) -> bool:
@@ -139,7 +145,6 @@ def row_of(subject: Subject, result: TaskResult) -> Row:
     floor = score.best_floor
     peak, peak_of = peak_memory(result)
     kl, kl_of = divergence(subject, result)
-    perplexity = result.scores.get("perplexity_response")
     return Row(
         number=subject.number,
         name=subject.name,
@@ -168,7 +173,10 @@ def row_of(subject: Subject, result: TaskResult) -> Row:
         degenerate=tuple(result.degenerate),
         kl_mean=kl,
         kl_of=kl_of,
-        perplexity_response=perplexity.value if perplexity else None,
+        kl_p99=_value(result, "kl_p99"),
+        top1_agreement=_value(result, "top1_agreement"),
+        reference=_text(settings.get("reference")),
+        perplexity_response=_value(result, "perplexity_response"),
         peak_memory_bytes=peak,
         peak_memory_of=peak_of,
         tokens_per_s=cost.tokens_per_s if cost.generated_tokens else None,
@@ -200,7 +208,8 @@ def divergence(subject: Subject, result: TaskResult) -> tuple[float | None, str 
     """Return the mean divergence in nats and where it was measured: this result's, else what saving measured."""
     for measured in (result, *subject.results):
         if (score := measured.scores.get("kl_mean")) is not None:
-            return score.value, f"from the reference model, on the rows of {measured.task}"
+            reference = measured.settings.get("reference") or "the reference model"
+            return score.value, f"from {reference}, on the rows of {measured.task}"
     said = _mapping(subject.record.get("verification"))
     gate, fidelity = _mapping(said.get("gate")), _mapping(said.get("fidelity"))
     for found, where in (
@@ -221,6 +230,11 @@ def about_result(data: Mapping[str, Any]) -> ArtifactResult | None:
     """
     about = data.get("artifact")
     return ArtifactResult.from_dict({**about, "path": "", "results": []}) if isinstance(about, Mapping) else None
+
+
+def _value(result: TaskResult, name: str) -> float | None:
+    score = result.scores.get(name)
+    return None if score is None else score.value
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

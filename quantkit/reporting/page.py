@@ -23,6 +23,7 @@ from quantkit.reporting.report import Report
 from quantkit.reporting.samples import samples
 from quantkit.reporting.wording import floor_text, interval_text, number_text
 
+MOST_NOTES = 6
 PACKAGE = "quantkit.reporting"
 POLICY = (
     "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; font-src data:; base-uri 'none';"
@@ -57,7 +58,7 @@ def render_page(report: Report) -> str:
         figures=Markup(script_data(figures)),
         lines=[_line(row, index, board) for index, board in enumerate(report.boards) for row in board.rows],
         choices=_choices(report.rows),
-        kl_notes=list(dict.fromkeys(row.kl_of for row in report.rows if row.kl_of)),
+        kl_notes=_kl_notes(report.rows),
         boards=plots,
         loss=captions.loss(runs) if runs else None,
         without_curve=[
@@ -107,6 +108,13 @@ def _bar(row: Row, board: Board) -> dict[str, float | None]:
 
     floor = row.best_floor if row.best_floor is not None and low <= row.best_floor <= high else None
     return {"low": at(row.low), "high": at(row.high), "value": at(row.value), "floor": None if floor is None else at(floor)}
+
+
+def _kl_notes(rows: Sequence[Row]) -> list[str]:
+    """Return where divergences were measured and from which models; of many, the first few."""
+    notes = list(dict.fromkeys(row.kl_of for row in rows if row.kl_of))
+    more = len(notes) - MOST_NOTES
+    return notes if more <= 0 else [*notes[:MOST_NOTES], f"and {more} more, each told by its number's title"]
 
 
 def _choices(rows: Sequence[Row]) -> dict[str, list[str]]:

@@ -8,14 +8,14 @@ result at its floor, or with degenerate texts, has no place and stands last.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from quantkit.reporting.facts import Row
+from quantkit.reporting.facts import Key, Row
 
 Cost = Callable[[Row], float | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """The rows of one task, metric, data set and device, best first; only these are compared with each other."""
+    """The rows of one task, metric, data set, device and reference, best first; only these are compared with each other."""
 
     title: str
     rows: tuple[Row, ...]
@@ -28,7 +28,7 @@ class Board:
 
 def boards(rows: Iterable[Row], *, order: Sequence[str] = ()) -> list[Board]:
     """Return the rows by what makes them comparable, ranked; tasks in the order named, then by name."""
-    groups: dict[tuple[str, str, str, str], list[Row]] = {}
+    groups: dict[Key, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.board, []).append(row)
     place = {task: index for index, task in enumerate(order)}
@@ -36,10 +36,11 @@ def boards(rows: Iterable[Row], *, order: Sequence[str] = ()) -> list[Board]:
     return [Board(_title(key, keys), ranked(groups[key])) for key in keys]
 
 
-def _title(key: tuple[str, str, str, str], keys: Sequence[tuple[str, str, str, str]]) -> str:
+def _title(key: Key, keys: Sequence[Key]) -> str:
     """Return the task's name, with what tells this board from others of the same task."""
     same = [other for other in keys if other[0] == key[0]]
-    told = [word for at, word in ((1, key[1]), (2, f"rows {key[2][:8]}"), (3, key[3])) if len({k[at] for k in same}) > 1]
+    words = ((1, key[1]), (2, f"rows {key[2][:8]}"), (3, key[3]), (4, f"from {key[4]}"))
+    told = [word for at, word in words if len({k[at] for k in same}) > 1]
     return " · ".join([key[0], *told])
 
 

@@ -60,6 +60,11 @@ def test_speeds_and_peaks_are_null_where_nothing_was_generated_or_measured() -> 
 def test_divergence_says_from_what_it_was_measured() -> None:
     row = row_of(subject(1, "a", task_result(50)), task_result(50))
     assert (row.kl_mean, row.kl_of) == (0.02, "from the model it was quantized from, on its gate's text")
+    score = perplexity_result(0.5).main
+    own = replace(task_result(50), settings={"reference": "Base [abc]"})
+    own = replace(own, scores=own.scores | {"kl_mean": score})
+    row = row_of(subject(1, "a", own), own)
+    assert (row.kl_mean, row.kl_of, row.reference) == (0.5, "from Base [abc], on the rows of codes", "Base [abc]")
     bare = replace(subject(1, "a", task_result(50)), record={})
     assert row_of(bare, task_result(50)).kl_mean is None
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from quantkit.errors import UsageError
+from quantkit.evaluation.results import TaskResult
 from quantkit.reporting.facts import row_of
 from quantkit.reporting.ranking import boards, front, place_text
 from quantkit.reporting.report import Report
@@ -53,6 +54,17 @@ def test_other_data_or_another_device_is_another_board_and_says_so() -> None:
         "codes · rows abababab · cuda:0",
         "codes · rows cdcdcdcd · cpu",
     ]
+
+
+def test_divergences_from_different_models_are_not_ranked_together() -> None:
+    def kl(reference: str) -> TaskResult:
+        made = perplexity_result(0.5)
+        return replace(
+            made, metric="kl_mean", scores={"kl_mean": made.main}, settings={"reference": reference, "device": "cpu"}
+        )
+
+    rows = [row_of(subject(number, f"m{number}"), kl(name)) for number, name in enumerate(("Base", "Base", "Other"), 1)]
+    assert [(board.title, len(board.rows)) for board in boards(rows)] == [("text · from Base", 2), ("text · from Other", 1)]
 
 
 def test_tasks_come_in_the_order_asked_for(report: Report) -> None:
