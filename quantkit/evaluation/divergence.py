@@ -13,7 +13,7 @@ from typing import Any
 
 from quantkit.console import progress
 from quantkit.errors import UsageError, VerificationError
-from quantkit.evaluation.forward import logits_at_end
+from quantkit.evaluation.forward import batches, logits_at_end, pass_tokens
 from quantkit.evaluation.generation import context_length
 from quantkit.evaluation.perplexity import LabelledRow
 from quantkit.evaluation.statistics import Floor, Score, quantile_score, ratio_score, wilson_interval
@@ -92,10 +92,11 @@ def row_divergences(
     reference.eval()
     try:
         with torch.inference_mode(), progress(title, len(rows), unit="rows") as bar:
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                batch = _batch(model, reference, [rows[index] for index in chosen], context)
-                found.update(zip(chosen, batch, strict=True))
+            lengths = [len(rows[index].input_ids[:context]) for index in order]
+            for batch in batches(lengths, one_pass=pass_tokens(model), most_rows=batch_size):
+                chosen = [order[at] for at in batch]
+                judged = _batch(model, reference, [rows[index] for index in chosen], context)
+                found.update(zip(chosen, judged, strict=True))
                 bar.advance(len(chosen))
     finally:
         model.train(training[0])

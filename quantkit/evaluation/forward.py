@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+PASS_TOKENS = {"cpu": 32}
+"""About how many tokens one more pass costs as much as, by type of device: reading the weights, starting the kernels."""
+PASS_TOKENS_ELSEWHERE = 4096
 PLAIN_ATTENTION = frozenset({"full_attention", "sliding_attention"})
 
 
@@ -67,6 +70,40 @@ def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
         ids[row, longest - len(tokens) :] = torch.tensor(list(tokens), dtype=torch.long)
         mask[row, longest - len(tokens) :] = 1
     return ids, mask
+
+
+def pass_tokens(model: Any) -> int:
+    """Return about how many tokens one more pass of this model costs as much as."""
+    return PASS_TOKENS.get(model.device.type, PASS_TOKENS_ELSEWHERE)
+
+
+def batches(
+    lengths: Sequence[int], *, one_pass: int, most_rows: int | None = None, most_positions: int | None = None
+) -> list[range]:
+    """Cut rows that stand in falling order of length into batches, so that padding and passes together cost least.
+
+    A pass costs as much as `one_pass` tokens. No batch is of more than `most_rows` rows, nor, padding included, of more than
+    `most_positions` tokens, but for one row alone.
+
+    >>> batches([100, 98, 97, 20, 19], one_pass=32, most_rows=4), batches([9, 9, 9], one_pass=32, most_positions=20)
+    ([range(0, 3), range(3, 5)], [range(0, 1), range(1, 3)])
+    """
+    best: list[tuple[int, int]] = [(0, 0)]  # cost of the rows up to here, and where the last batch of them begins
+    for stop in range(1, len(lengths) + 1):
+        options = []
+        for start in range(stop - 1, -1, -1):
+            rows, tokens = stop - start, (stop - start) * lengths[start]
+            too_many = most_rows is not None and rows > most_rows
+            if rows > 1 and (too_many or (most_positions is not None and tokens > most_positions)):
+                break
+            options.append((best[start][0] + tokens + one_pass, start))
+        best.append(min(options))
+    found, stop = [], len(lengths)
+    while stop:
+        start = best[stop][1]
+        found.append(range(start, stop))
+        stop = start
+    return found[::-1]
 
 
 def shares_prefix(model: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from quantkit.console import progress
 from quantkit.errors import UsageError, VerificationError
-from quantkit.evaluation.forward import logits_at_end, shares_prefix
+from quantkit.evaluation.forward import batches, logits_at_end, pass_tokens, shares_prefix
 from quantkit.evaluation.generation import context_length
 
 LOGITS_AT_ONCE = 1024
@@ -78,8 +78,8 @@ def loglikelihoods(
         with torch.inference_mode(), progress(title, len(requests), unit="texts") as bar:
             for items, work in ((whole, _whole), (split, _split)):
                 items.sort(key=lambda item: -len(item[0]))
-                for start in range(0, len(items), batch_size):
-                    done = work(model, items[start : start + batch_size], requests)
+                for batch in batches([len(ids) for ids, _ in items], one_pass=pass_tokens(model), most_rows=batch_size):
+                    done = work(model, [items[at] for at in batch], requests)
                     found.update(done)
                     bar.advance(len(done))
     finally:
@@ -108,11 +108,12 @@ def _whole(
     model: Any, items: Sequence[tuple[tuple[int, ...], list[int]]], requests: Sequence[Request]
 ) -> dict[int, Likelihood]:
     """Judge texts that are run whole, each with all the requests that are read off its end."""
-    keep = [max(len(requests[index][1]) for index in members) for _, members in items]
+    ordered = sorted(items, key=lambda item: -_longest(item[1], requests))
+    keep = [_longest(members, requests) for _, members in ordered]
     found: dict[int, Likelihood] = {}
-    for part in _parts(keep):
-        chosen = [items[at] for at in part]
-        logits = logits_at_end(model, [ids for ids, _ in chosen], max(keep[at] for at in part)).logits
+    for part in batches(keep, one_pass=LOGITS_AT_ONCE, most_positions=LOGITS_AT_ONCE):
+        chosen = [ordered[at] for at in part]
+        logits = logits_at_end(model, [ids for ids, _ in chosen], keep[part.start]).logits
         for row, (_, members) in enumerate(chosen):
             for index in members:
                 found[index] = _sum(logits[row], requests[index][1])
@@ -136,9 +137,10 @@ def _split(
     for row, index in work:
         if len(requests[index][1]) == 1:
             found[index] = _sum(begin[row : row + 1], requests[index][1])
-    for part in _parts([length for length in lengths if length]):
+    several = [length for length in lengths if length]
+    for part in batches(several, one_pass=pass_tokens(model), most_positions=LOGITS_AT_ONCE):
         rows = torch.tensor([work[at][0] for at in part], device=prompts.mask.device)
-        longest = max(lengths[at] for at in part)
+        longest = lengths[part.start]
         ids = torch.zeros((len(part), longest), dtype=torch.long)
         mask = torch.zeros_like(ids)
         for at, place in enumerate(part):
@@ -155,20 +157,9 @@ def _split(
     return found
 
 
-def _parts(keep: Sequence[int]) -> list[list[int]]:
-    """Cut a batch where the logits of all its rows would be more than `LOGITS_AT_ONCE` positions; `keep` counts per row.
-
-    >>> _parts([600, 500, 500, 10])
-    [[0], [1, 2], [3]]
-    """
-    parts: list[list[int]] = []
-    for at, count in enumerate(keep):
-        widest = max([count, *(keep[other] for other in parts[-1])]) if parts else count
-        if parts and widest * (len(parts[-1]) + 1) <= LOGITS_AT_ONCE:
-            parts[-1].append(at)
-        else:
-            parts.append([at])
-    return parts
+def _longest(members: Sequence[int], requests: Sequence[Request]) -> int:
+    """Return the most tokens that one of these requests is judged on."""
+    return max(len(requests[index][1]) for index in members)
 
 
 def _sum(logits: Any, tokens: Sequence[int]) -> Likelihood:

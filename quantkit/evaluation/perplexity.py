@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from quantkit.console import progress
 from quantkit.errors import UsageError, VerificationError
+from quantkit.evaluation.forward import batches, pass_tokens
 from quantkit.evaluation.generation import context_length
 from quantkit.evaluation.statistics import Floor, Score, bootstrap_ratio
 
@@ -51,8 +52,9 @@ def row_losses(model: Any, rows: Sequence[LabelledRow], *, batch_size: int, titl
     training = model.training
     model.eval()
     with progress(title, len(rows), unit="rows") as bar:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        lengths = [len(rows[index].input_ids[:context]) for index in order]
+        for batch in batches(lengths, one_pass=pass_tokens(model), most_rows=batch_size):
+            chosen = [order[at] for at in batch]
             ids = [rows[index].input_ids[:context] for index in chosen]
             with torch.inference_mode():
                 nll = _token_nll(model, ids)
