@@ -1,7 +1,7 @@
 """Batches of rows of unequal length against every way to cut them, on few rows."""
 
 import random
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 
@@ -10,7 +10,7 @@ from quantkit.evaluation.forward import batches
 
 def cost(lengths: list[int], cuts: list[int], one_pass: int) -> int:
     edges = [0, *cuts, len(lengths)]
-    return sum((stop - start) * lengths[start] + one_pass for start, stop in zip(edges, edges[1:], strict=False))
+    return sum((stop - start) * lengths[start] + one_pass for start, stop in pairwise(edges))
 
 
 @pytest.mark.parametrize("one_pass", [0, 5, 1000])
