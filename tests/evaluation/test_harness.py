@@ -304,15 +304,20 @@ def test_a_tokenizer_without_a_template_cannot_apply_one(loaded: tuple[Any, Any]
         evaluate_harness(loaded[0], bare, ["local_choice"], apply_chat_template=True)
 
 
-def test_a_task_that_fails_while_it_runs_is_named(
+def test_a_task_that_fails_while_it_runs_is_named_and_earlier_ones_are_kept(
     loaded: tuple[Any, Any], definitions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluator = sys.modules["lm_eval.evaluator"]
+    works = evaluator.evaluate  # type: ignore[attr-defined]
 
-    def fails(**_: Any) -> None:
-        raise ValueError("no docs")
+    def fails(**settings: Any) -> Any:
+        if "local_choice" in settings["task_dict"]["tasks"]:
+            raise ValueError("no docs")
+        return works(**settings)
 
     monkeypatch.setattr(evaluator, "evaluate", fails)
+    kept: list[TaskResult] = []
     with pytest.raises(QuantkitError, match="lm-eval task local_choice failed: ValueError: no docs"):
-        evaluate_harness(*loaded, ["local_choice"], include=str(definitions))
+        evaluate_harness(*loaded, ["local_second", "local_choice"], include=str(definitions), on_result=kept.append)
+    assert [result.task for result in kept] == ["harness.local_second"]
     assert filed_as("local_choice") == "harness.local_choice"

@@ -17,7 +17,7 @@ from quantkit.errors import UsageError
 from quantkit.evaluation.results import ArtifactResult, TaskResult
 from quantkit_registry.store import RESULTS, Registry
 from quantkit_tools.evaluate_compare import check_baseline, compare_artifacts, show_comparisons, warn_degenerate
-from quantkit_tools.evaluate_harness import check_harness, harness_results
+from quantkit_tools.evaluate_harness import check_harness, run_harness
 from quantkit_tools.evaluate_reference import open_reference
 
 if TYPE_CHECKING:
@@ -205,10 +205,13 @@ def score(flags: Flags, path: str, opened: "Opened", load: Callable[["MemoryLog"
                 if result.metric in result.scores:  # else it is whole once the reference has been heard
                     file_result(registry, whole, result)
                     journals.discard(result.task)
-        results = harness_results(flags, model, tokenizer, memory)
-        whole = replace(whole, memory=memory.to_dict(), results=[*whole.results, *results])
-        for result in results:
+
+        def filed(result: TaskResult) -> None:
+            nonlocal whole
+            whole = replace(whole, memory=memory.to_dict(), results=[*whole.results, result])
             file_result(registry, whole, result)
+
+        run_harness(flags, model, tokenizer, memory, filed)
         if reference is not None:
             results, others = whole.results[: len(tasks)], whole.results[len(tasks) :]
             results = compare_with_reference(

@@ -3,6 +3,7 @@
 The flags that only lm-eval reads are refused without it: a number of shots that nothing uses would look as if it had counted.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import UsageError
@@ -39,14 +40,16 @@ def harness_names(flags: "Flags") -> list[str]:
     return [name for name in (item.strip() for item in (flags.harness or "").split(",")) if name]
 
 
-def harness_results(flags: "Flags", model: Any, tokenizer: Any, memory: "MemoryLog") -> list[TaskResult]:
-    """Return the results of lm-eval's tasks; none without `--harness`."""
+def run_harness(
+    flags: "Flags", model: Any, tokenizer: Any, memory: "MemoryLog", on_result: Callable[[TaskResult], None]
+) -> None:
+    """Run the tasks of `--harness`, if any; `on_result` is given each one's result as soon as it is there."""
     names = harness_names(flags)
     if not names:
-        return []
+        return
     from quantkit.evaluation.harness import evaluate_harness
 
-    return evaluate_harness(
+    evaluate_harness(
         model,
         tokenizer,
         names,
@@ -58,4 +61,5 @@ def harness_results(flags: "Flags", model: Any, tokenizer: Any, memory: "MemoryL
         batch_size=flags.batch_size,
         seed=flags.seed,
         memory=memory,
+        on_result=on_result,
     )

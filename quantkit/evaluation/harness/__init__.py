@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +36,12 @@ def evaluate_harness(
     batch_size: int = 16,
     seed: int = 0,
     memory: MemoryLog | None = None,
+    on_result: Callable[[TaskResult], None] | None = None,
 ) -> list[TaskResult]:
     """Return one result per task of lm-eval, members of groups before the groups' own.
 
-    `limit` takes the first rows, as lm-eval does; `system_prompt` is lm-eval's `system_instruction`.
+    `limit` takes the first rows, as lm-eval does; `system_prompt` is lm-eval's `system_instruction`. `on_result` hears of each
+    result as soon as it is there.
 
     Raises:
         UsageError: lm-eval is not installed, a task is unknown or cannot be run as asked.
@@ -74,12 +76,17 @@ def evaluate_harness(
         run = _Run(wrapped, settings, seed, log)
         for name, task in loaded.tasks.items():
             found[name], reported[name] = run.one(name, task)
+            if on_result is not None:
+                on_result(found[name])
         groups = [
             group_result(group, {task.task_name: found[task.task_name] for task in group.get_all_tasks()}, reported)
             for group in loaded.groups.values()
             if group.has_aggregation
         ]
     model.train(training)
+    if on_result is not None:
+        for group in groups:
+            on_result(group)
     return [*found.values(), *groups]
 
 
