@@ -25,6 +25,8 @@ from models import model_folder
 
 BATCH_SIZE = 16
 """Default of `quantkit evaluate`."""
+PERPLEXITY_ROWS = 16
+"""Texts whose perplexity is compared; nothing is timed there."""
 
 
 def main() -> int:
@@ -103,7 +105,8 @@ def measure(
     ]
     for ways in (generation, likelihood):
         take_turns(model, ways, rounds)
-    texts = [question + "".join(options) for question, options in zip(rows.questions, rows.options, strict=True)]
+    texts = ["\n".join([question, *options]) for question, options in zip(rows.questions, rows.options, strict=True)]
+    texts = texts[:PERPLEXITY_ROWS]
     some = list(theirs.values())[len(theirs) // 2]
     first = some.wrapped.prefix_token_id
     return {
