@@ -17,8 +17,11 @@ from quantkit.reporting.wording import interval_text, number_text
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
 """Okabe and Ito's colours, told apart by colour-blind readers; shapes and dashes say the same again."""
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down")
+"""One more than colours, so that 56 methods differ in one or the other."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+MOST_LABELS = 25
+"""Points of a plot that are all numbered; of more only those on the front, the others by pointing at them."""
 LABEL_AT = ("middle right", "top center", "middle left", "bottom center")
 """Where a point's number stands, by turns: points near each other keep theirs apart."""
 UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
@@ -58,8 +61,9 @@ def quality_figure(board: Board, axis: Axis, methods: Sequence[str]) -> dict[str
                 "line": {"dash": "dash", "width": 1.5, "color": "#8c8c8c"},
             }
         )  # fmt: skip
+    numbered = {row.number for row in (rows if len(rows) <= MOST_LABELS else best)}
     for method in [name for name in methods if any(row.method == name for row in rows)]:
-        traces.append(_points([row for row in rows if row.method == method], methods.index(method), axis, scale))
+        traces.append(_points([row for row in rows if row.method == method], methods.index(method), axis, scale, numbered))
     share = all(row.is_share for row in rows)
     y_title = board.first.metric.replace("_", " ") + ("" if board.first.higher_is_better else ", lower is better")
     layout = {
@@ -70,7 +74,7 @@ def quality_figure(board: Board, axis: Axis, methods: Sequence[str]) -> dict[str
     return {"data": traces, "layout": layout}
 
 
-def _points(rows: Sequence[Row], place: int, axis: Axis, scale: float) -> dict[str, Any]:
+def _points(rows: Sequence[Row], place: int, axis: Axis, scale: float, numbered: set[int]) -> dict[str, Any]:
     symbol, color = SYMBOLS[place % len(SYMBOLS)], PALETTE[place % len(PALETTE)]
     return {
         "type": "scatter",
@@ -78,7 +82,7 @@ def _points(rows: Sequence[Row], place: int, axis: Axis, scale: float) -> dict[s
         "name": escape(rows[0].method),
         "x": [(axis.cost(row) or 0) / scale for row in rows],
         "y": [row.value for row in rows],
-        "text": [str(row.number) for row in rows],
+        "text": [str(row.number) if row.number in numbered else "" for row in rows],
         "textposition": [LABEL_AT[row.number % len(LABEL_AT)] for row in rows],
         "cliponaxis": False,
         "hovertext": [_hover(row, axis) for row in rows],

@@ -20,7 +20,7 @@ from quantkit.reporting.facts import Row
 from quantkit.reporting.figures import AXES, loss_figure, quality_figure
 from quantkit.reporting.ranking import Board, place_text
 from quantkit.reporting.report import Report
-from quantkit.reporting.samples import samples
+from quantkit.reporting.samples import samples, shown
 from quantkit.reporting.wording import floor_text, interval_text, number_text
 
 MOST_NOTES = 6
@@ -64,7 +64,7 @@ def render_page(report: Report) -> str:
         without_curve=[
             subject.name for subject in report.subjects if subject.number not in {run.subject.number for run in runs}
         ],
-        samples=[(board, samples(board, report.subjects)) for board in report.boards],
+        samples=[(board, shown(board), samples(board, report.subjects)) for board in report.boards],
         artifacts=[details(subject, report) for subject in report.subjects],
         captions=captions,
     )

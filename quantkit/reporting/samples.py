@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from quantkit.evaluation.results import RowResult
 from quantkit.reporting.comparing import result_of
-from quantkit.reporting.facts import Subject
+from quantkit.reporting.facts import Row, Subject
 from quantkit.reporting.ranking import Board
 
 DISAGREEING, AGREEING = 4, 2
+MOST_ARTIFACTS = 12
+"""Artifacts side by side: the first ones of the board."""
 LONGEST_TEXT = 600
 """Characters of an answer that are shown."""
 
@@ -41,12 +43,17 @@ class Sample:
 
 def samples(board: Board, subjects: Sequence[Subject]) -> list[Sample]:
     """Return rows of a board's task that were answered in words: disputed ones first, then others, each in file order."""
-    results = [result_of(board, next(item for item in subjects if item.number == row.number)) for row in board.rows]
+    results = [result_of(board, next(item for item in subjects if item.number == row.number)) for row in shown(board)]
     asked = [{row.row: row for row in result.rows if row.stopped is not None} for result in results]
     everywhere = sorted(set().union(*asked)) if asked else []
     made = [_sample(row, [rows.get(row) for rows in asked]) for row in everywhere]
     disputed = [item for item in made if not item.agree][:DISAGREEING]
     return disputed + [item for item in made if item.agree][: AGREEING + DISAGREEING - len(disputed)]
+
+
+def shown(board: Board) -> tuple[Row, ...]:
+    """Return the rows of the artifacts whose answers stand side by side."""
+    return board.rows[:MOST_ARTIFACTS]
 
 
 def _sample(row: int, answers: Sequence[RowResult | None]) -> Sample:

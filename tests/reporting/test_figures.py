@@ -36,6 +36,21 @@ def test_points_carry_their_interval_and_what_has_no_place_is_hollow(report: Rep
     assert figure["layout"]["shapes"][0]["y0"] == 0.1
 
 
+def test_methods_differ_in_shape_or_colour_and_crowded_plots_number_the_front_only() -> None:
+    methods = [f"M{place:02}" for place in range(40)]
+    made = [subject(n, f"a{n}", task_result(10 + n), method=methods[n - 1], size_bytes=n << 20) for n in range(1, 41)]
+    figure = quality_figure(Report.of(made, title="t").boards[0], SIZE, methods)
+    assert figure is not None
+    looks = {(trace["marker"]["color"], trace["marker"]["symbol"][0].removesuffix("-open")) for trace in figure["data"][1:]}
+    assert len(looks) == 40
+    few = quality_figure(Report.of(made[:25], title="t").boards[0], MEMORY, methods)
+    many = quality_figure(Report.of(made, title="t").boards[0], MEMORY, methods)
+    assert few is not None
+    assert many is not None
+    assert all(label for trace in few["data"] for label in trace["text"])
+    assert [label for trace in many["data"] for label in trace["text"] if label] == ["40"]
+
+
 def test_text_in_a_figure_is_no_markup() -> None:
     made = Report.of([subject(1, '<a href="x">n</a>', task_result(50), method="<b>M</b>")], title="t")
     figure = quality_figure(made.boards[0], MEMORY, ["<b>M</b>"])

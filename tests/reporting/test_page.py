@@ -98,6 +98,11 @@ def test_hostile_text_is_shown_and_not_run() -> None:
     assert "{{ 7*7 }}" in page
 
 
+def test_of_many_artifacts_the_first_stand_side_by_side_and_that_is_said() -> None:
+    made = [subject(number, f"a{number}", task_result(40 + number)) for number in range(1, 15)]
+    assert "the first 12 of 14 artifacts, by place" in Read(render_page(Report.of(made, title="t"))).text
+
+
 def test_data_for_scripts_cannot_end_its_element() -> None:
     text = script_data({"a": "</script><!--&\u2028"})
     assert not re.search(r"[<>&\u2028]", text)

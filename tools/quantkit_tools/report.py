@@ -4,6 +4,7 @@ Results that `quantkit evaluate` filed, put side by side: a table here, CSV and 
 without a network. Nothing is loaded or measured again, so a report takes a moment and needs no torch.
 """
 
+import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +38,8 @@ class Flags:
     baseline: str | None = None
     """Compare every artifact with this one, row by row: a name, or first digits of a hash. Default, on the page: each task's
     best unmarked result."""
+    open: bool = False
+    """Show the page in a browser."""
     overwrite: bool = False
     """Replace files that exist."""
     json: bool = False
@@ -48,6 +51,8 @@ def main(arguments: list[str]) -> int:
     flags = tyro.cli(Flags, prog="quantkit report", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     if flags.json:
         console.use_stderr()
+    if flags.open and flags.html is None:
+        raise UsageError("--open shows the page that --html FILE names; give both")
     for target in (flags.html, flags.csv):
         if target is not None:
             _writable(target, overwrite=flags.overwrite)
@@ -64,6 +69,8 @@ def main(arguments: list[str]) -> int:
         from quantkit.reporting.page import render_page
 
         _write(flags.html, render_page(report))
+    if flags.open and flags.html is not None and not webbrowser.open(flags.html.resolve().as_uri()):
+        console.warn(f"no browser was found to show {flags.html}")
     if flags.json:
         console.emit_json(report.to_dict())
     return 0
