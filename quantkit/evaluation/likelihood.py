@@ -6,7 +6,7 @@ pass over the prompt, whose key/value cache then stands behind each of them; sin
 exist only where a token is judged. Running every pair whole, head included, gives the same numbers for several times the work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -22,6 +22,9 @@ Request = tuple[list[int], list[int]]
 """Token ids of a prompt, and of what follows it."""
 Likelihood = tuple[float, bool]
 """Summed log-likelihood of the continuation in nats, and whether greedy decoding would have written it."""
+
+Item = tuple[tuple[int, ...], list[int]]
+"""Token ids that are run, and the numbers of the requests that are read off their end."""
 
 
 def encode_pair(tokenizer: Any, prompt: str, continuation: str, *, add_special_tokens: bool = True) -> Request:
@@ -45,9 +48,17 @@ def encode_pair(tokenizer: Any, prompt: str, continuation: str, *, add_special_t
 
 
 def loglikelihoods(
-    model: Any, requests: Sequence[Request], *, batch_size: int, title: str = "log-likelihood"
+    model: Any,
+    requests: Sequence[Request],
+    *,
+    batch_size: int,
+    title: str = "log-likelihood",
+    known: Mapping[int, Likelihood] | None = None,
+    on_found: Callable[[int, Likelihood], None] | None = None,
 ) -> list[Likelihood]:
     """Return the log-likelihood of each continuation after its prompt, in the order of the requests.
+
+    `known` holds those of an earlier run by the request's number, which are not judged again; `on_found` hears of new ones.
 
     Raises:
         UsageError: a prompt or a continuation has no tokens, or both together exceed the model's context.
@@ -57,11 +68,13 @@ def loglikelihoods(
 
     _check(requests, context_length(model))
     groups: dict[tuple[int, ...], list[int]] = {}
-    for index, (first, _) in enumerate(requests):
+    found = dict(known or {})
+    for index in [index for index in range(len(requests)) if index not in found]:
+        first = requests[index][0]
         groups.setdefault(tuple(first), []).append(index)
     shared = shares_prefix(model)
-    whole: list[tuple[tuple[int, ...], list[int]]] = []
-    split: list[tuple[tuple[int, ...], list[int]]] = []
+    whole: list[Item] = []
+    split: list[Item] = []
     for prompt, members in groups.items():
         short = [index for index in members if len(requests[index][1]) == 1]
         long = [index for index in members if len(requests[index][1]) > 1]
@@ -71,16 +84,18 @@ def loglikelihoods(
         if short:
             whole.append((prompt, short))
         whole += [(prompt + tuple(requests[index][1][:-1]), [index]) for index in long]
-    found: dict[int, Likelihood] = {}
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), progress(title, len(requests), unit="texts") as bar:
-            for items, work in ((whole, _whole), (split, _split)):
+        with torch.inference_mode(), progress(title, len(requests) - len(found), unit="texts") as bar:
+            ways: list[tuple[list[Item], Callable[..., dict[int, Likelihood]]]] = [(whole, _whole), (split, _split)]
+            for items, work in ways:
                 items.sort(key=lambda item: -len(item[0]))
                 for batch in batches([len(ids) for ids, _ in items], one_pass=pass_tokens(model), most_rows=batch_size):
                     done = work(model, [items[at] for at in batch], requests)
                     found.update(done)
+                    for index, likelihood in done.items() if on_found else ():
+                        on_found(index, likelihood)
                     bar.advance(len(done))
     finally:
         model.train(training)
@@ -104,9 +119,7 @@ def _check(requests: Sequence[Request], context: int) -> None:
             )
 
 
-def _whole(
-    model: Any, items: Sequence[tuple[tuple[int, ...], list[int]]], requests: Sequence[Request]
-) -> dict[int, Likelihood]:
+def _whole(model: Any, items: Sequence[Item], requests: Sequence[Request]) -> dict[int, Likelihood]:
     """Judge texts that are run whole, each with all the requests that are read off its end."""
     ordered = sorted(items, key=lambda item: -_longest(item[1], requests))
     keep = [_longest(members, requests) for _, members in ordered]
@@ -120,9 +133,7 @@ def _whole(
     return found
 
 
-def _split(
-    model: Any, items: Sequence[tuple[tuple[int, ...], list[int]]], requests: Sequence[Request]
-) -> dict[int, Likelihood]:
+def _split(model: Any, items: Sequence[Item], requests: Sequence[Request]) -> dict[int, Likelihood]:
     """Judge continuations of shared prompts: the prompts in one pass, then what follows them on their cache."""
     import torch
 
