@@ -16,6 +16,11 @@ CONSTANT = 0.9
 FAR = 5
 """How many times shorter an answer or a latency must be to stand out."""
 FEWEST = 10
+MEANINGS = {
+    "ECHO": "answers repeat the question",
+    "GIBBERISH": "answers are what the model it came from finds nearly impossible",
+    "BROKEN": "its perplexity is no better than the size of the vocabulary, which is chance",
+}
 LOOKED_FOR = ("EMPTY", "LOOPS", "NO STOP", "CONSTANT")
 """Marks whose reasons are checked here."""
 """Rows below which nothing is said about how answers vary."""
@@ -152,7 +157,7 @@ def marked(measured: Measured) -> Iterator[Finding]:
     """Pass on what quantkit found wrong with the answers and no check here looks for."""
     for mark in measured.marks:
         if mark not in LOOKED_FOR:
-            said = f"marked {mark} by the evaluation itself"
+            said = f"the scores earn the mark {mark}: {MEANINGS.get(mark, 'the answers are degenerate')}"
             yield measured.finding("error", "marked", "answers", said, "the raw answers read; not a number to rank by")
 
 

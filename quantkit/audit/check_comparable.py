@@ -1,9 +1,11 @@
 """May these results stand in one ranking: same rows, same settings, same metric, each counted once?"""
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from quantkit.audit.facts import Finding, Measured, Severity
+from quantkit.audit.facts import Finding, Measured, Severity, listed
+from quantkit.evaluation.pairing import HARMLESS, TOLD
 
 DECISIVE = ("max_new_tokens", "num_fewshot", "task_version", "limit", "chat_template", "decoding", "temperature", "do_sample")
 """Settings under which two scores are of different tasks; of the others it is said that they differ."""
@@ -23,8 +25,18 @@ def settings_differ(group: Sequence[Measured]) -> Iterator[Finding]:
     elif not prints and (found := _other_rows(group)):
         yield _finding(group, "different rows", "rows", found, "error")
     for name in sorted({name for item in group for name in item.settings} - set(IGNORED)):
+        severity = _weight(group[0].source, name)
+        if severity is None:
+            continue
         values = {f"{index}": item.settings.get(name, "not said") for index, item in enumerate(group)}
-        yield from _differ(group, name, values, "error" if name in DECISIVE else "warning")
+        yield from _differ(group, name, values, severity)
+
+
+def _weight(source: str, setting: str) -> Severity | None:
+    """Return how bad a difference in a setting is; in our own results as `quantkit.evaluation.pairing` judges it."""
+    if source == "quantkit":
+        return None if setting in HARMLESS else "note" if setting in TOLD else "error"
+    return "error" if setting in DECISIVE else "warning"
 
 
 def _differ(group: Sequence[Measured], name: str, values: dict[str, str], severity: Severity) -> Iterator[Finding]:
@@ -50,13 +62,12 @@ def _other_rows(group: Sequence[Measured]) -> str | None:
 def _finding(
     group: Sequence[Measured], check: str, where: str, found: str, severity: Severity, *, needed: str = ONE_RUN
 ) -> Finding:
-    models = list(dict.fromkeys(item.model for item in group))
     files = list(dict.fromkeys(item.file for item in group))
     return Finding(
         severity=severity,
         check=check,
-        file=files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more",
-        model=", ".join(models),
+        file=files[0] if len(files) == 1 else os.path.commonpath(files) or ".",
+        model=listed(item.model for item in group),
         where=f"{group[0].task}: {where}",
         found=found,
         needed=needed,
@@ -90,7 +101,7 @@ def repeats(everything: Sequence[Measured]) -> Iterator[Finding]:
         if len(same) > 1:
             said = f"the artifact {artifact[:12]} has {len(same)} results of this task; counted once"
             yield _finding(same, "counted twice", "artifact", said, "warning", needed="one result per artifact and task")
-    by_text: dict[tuple[str, tuple[str, ...]], list[Measured]] = defaultdict(list)
+    by_text: dict[tuple[str, tuple[float, ...], tuple[str, ...]], list[Measured]] = defaultdict(list)
     for item in everything:
         texts = tuple(row.text for row in item.rows if row.text is not None)
         if (
@@ -98,7 +109,8 @@ def repeats(everything: Sequence[Measured]) -> Iterator[Finding]:
             and sum(len(text) for text in texts) >= 8 * len(texts)
             and len(set(texts)) > 1
         ):
-            by_text[item.task, texts].append(item)
+            losses = tuple(number.value for number in item.numbers if number.kind == "perplexity")
+            by_text[item.task, losses, texts].append(item)
     for same in by_text.values():
         models = list(dict.fromkeys(item.model for item in same))
         if len(models) > 1 and len({item.artifact for item in same}) == (1 if same[0].artifact is None else len(same)):

@@ -7,7 +7,7 @@ where they disagree, the numbers belong to nobody.
 from collections.abc import Iterator, Mapping, Sequence
 
 from quantkit.audit.derived import parameters_of
-from quantkit.audit.facts import Claim, Finding, Measured, Severity
+from quantkit.audit.facts import Claim, Finding, Measured, Severity, listed
 from quantkit.layout import format_bytes
 
 Claims = Mapping[str, Claim]
@@ -90,7 +90,7 @@ def all_unquantized(group: Sequence[Measured], claims: Claims) -> Iterator[Findi
         severity="error",
         check="labelled unquantized",
         file=first.file,
-        model=", ".join(named),
+        model=listed(named),
         where="method",
         found=said,
         needed=MEASURE,

@@ -2,13 +2,31 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from quantkit.audit.derived import tokens_per_answer
 from quantkit.audit.facts import Finding, Measured, Number, Severity
 
 MOST_WRONG = 2.0
 """Factor by which two statements of one speed may differ: means of rates and rates of means are not the same."""
+AMOUNTS = (
+    "n",
+    "bits",
+    "bits_per_weight",
+    "latency_s",
+    "answer_tokens",
+    "total_tokens",
+    "total_s",
+    "tokens_per_s",
+    "memory_bytes",
+    "parameters",
+    "overlap",
+)
+SHARES = ("empty", "repetition", "stopped", "coverage", "no_answer")
+LARGEST = 1e18
 LARGEST_VOCABULARY = 1_000_000
+LONGER_UNITS = ("word", "line", "document")
+"""Beginnings of perplexities that are not per token, and have no such bound."""
 RIGHT_AGAIN = "evaluate again; no such number can be averaged, ranked or plotted"
 
 
@@ -34,25 +52,27 @@ def impossible(measured: Measured) -> Iterator[Finding]:
         for floor in number.floors:
             if not math.isfinite(floor.value):
                 yield measured.finding("error", "impossible", number.where, f"floor {floor.name} is {floor.value}", RIGHT_AGAIN)
-    facts = (
-        "n",
-        "latency_s",
-        "answer_tokens",
-        "total_tokens",
-        "total_s",
-        "tokens_per_s",
-        "memory_bytes",
-        "parameters",
-        "overlap",
-    )
-    for name in facts:
+    for name in AMOUNTS:
         value = getattr(measured, name)
-        if value is not None and (not math.isfinite(value) or value < 0 or (name == "n" and value == 0)):
+        if value is not None and not _is_amount(name, value):
             yield measured.finding("error", "impossible", name, f"{name} is {value:g}", RIGHT_AGAIN)
-    for name in ("empty", "repetition", "stopped", "coverage", "no_answer"):
+    for name in SHARES:
         value = getattr(measured, name)
         if value is not None and not 0 <= value <= 1:
             yield measured.finding("error", "impossible", name, f"a share of {value:.4g}", RIGHT_AGAIN)
+
+
+def _is_amount(name: str, value: float) -> bool:
+    return math.isfinite(value) and 0 <= value < LARGEST and not (value == 0 and name in ("n", "bits"))
+
+
+def possible(measured: Measured) -> Measured:
+    """Return it without the amounts and shares that nothing can have, for the checks that calculate with them."""
+    amounts = {name: getattr(measured, name) for name in AMOUNTS}
+    shares = {name: getattr(measured, name) for name in SHARES}
+    wrong = {name: None for name, value in amounts.items() if value is not None and not _is_amount(name, value)}
+    wrong |= {name: None for name, value in shares.items() if value is not None and not 0 <= value <= 1}
+    return replace(measured, **wrong)  # type: ignore[arg-type]
 
 
 def _fault(number: Number) -> str | None:
@@ -74,7 +94,8 @@ def _fault(number: Number) -> str | None:
 def destroyed(measured: Measured) -> Iterator[Finding]:
     """Find perplexities that a model without any knowledge would beat."""
     for number in measured.numbers:
-        if number.kind == "perplexity" and number.is_finite and number.value > LARGEST_VOCABULARY:
+        per_token = number.kind == "perplexity" and not number.name.startswith(LONGER_UNITS)
+        if per_token and number.is_finite and number.value > LARGEST_VOCABULARY:
             said = f"perplexity {number.shown}: guessing evenly among all tokens of any vocabulary is better"
             yield measured.finding(
                 "error",

@@ -5,7 +5,7 @@ would be needed where it does not. Shares are between 0 and 1 here, whatever sca
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -88,6 +88,16 @@ class Finding:
     """Task and number, column or row."""
     found: str
     needed: str
+
+
+def listed(models: Iterable[str], most: int = 3) -> str:
+    """Return names for people: each once, and of many the first two.
+
+    >>> listed(["a", "b", "a"]), listed("abcde")
+    ('a, b', 'a, b and 3 more')
+    """
+    names = list(dict.fromkeys(models))
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:2])} and {len(names) - 2} more"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

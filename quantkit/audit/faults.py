@@ -19,10 +19,9 @@ from quantkit.audit import (
 )
 from quantkit.audit.derived import coverage_of, empty_share
 from quantkit.audit.differences import Difference
-from quantkit.audit.facts import Claim, Finding, Measured
+from quantkit.audit.facts import Claim, Finding, Measured, listed
 
 ALONE: tuple[Callable[[Measured], Iterator[Finding]], ...] = (
-    check_values.impossible,
     check_values.destroyed,
     check_values.refused,
     check_values.not_a_count,
@@ -40,7 +39,6 @@ ALONE: tuple[Callable[[Measured], Iterator[Finding]], ...] = (
     check_origin.seed,
 )
 ORDER = {"error": 0, "warning": 1, "note": 2}
-MOST_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +52,8 @@ class Audit:
 
 def find_faults(measured: Sequence[Measured], claims: Mapping[str, Claim]) -> Audit:
     """Run every check; `claims` says what the models' names promise, for those whose names promise anything."""
-    found: list[Finding] = []
-    measured = informed(measured)
+    found = [finding for item in measured for finding in check_values.impossible(item)]
+    measured = [check_values.possible(item) for item in informed(measured)]
     floors = check_floors.known_floors(measured)
     for item in measured:
         for check in ALONE:
@@ -109,9 +107,7 @@ def joined(findings: Iterable[Finding]) -> list[Finding]:
         groups[item.severity, item.check, item.file, item.where, item.found, item.needed].append(item)
     whole = []
     for same in groups.values():
-        names = list(dict.fromkeys(item.model for item in same))
-        text = ", ".join(names) if len(names) <= MOST_NAMES else f"{', '.join(names[:2])} and {len(names) - 2} more"
-        whole.append(replace(same[0], model=text))
+        whole.append(replace(same[0], model=listed(item.model for item in same)))
     return whole
 
 

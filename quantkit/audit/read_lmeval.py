@@ -186,7 +186,7 @@ def _is_number(raw: Any) -> bool:
     """Whether a text is a log-likelihood, which the samples spell as text."""
     try:
         return raw is not None and float(raw) < 0 and "." in str(raw)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

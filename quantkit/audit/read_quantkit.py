@@ -104,7 +104,7 @@ def _number(name: str, score: Mapping[str, Any], number: Any, *, main: bool) -> 
         where=f"scores.{name}",
         value=value,
         shown=f"{value:.4g}",
-        kind="perplexity" if name.startswith("perplexity") else "share" if interval in BOUNDED else "other",
+        kind="perplexity" if "perplexity" in name else "share" if interval in BOUNDED else "other",
         countable=interval in BOUNDED,
         n=as_count(score.get("n")),
         low=number(score.get("low"), f"scores.{name}.low"),
@@ -143,6 +143,9 @@ def _own_verdict(data: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
         result = TaskResult.from_dict(data)
     except UsageError as error:
         return str(error), ()
-    stated = data.get("marks", result.marks)
-    refused = None if stated == result.marks else f"marks are {stated!r:.80}, its scores earn {result.marks!r}"
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        return f"it is not built as a result is: {error}", ()
+    stated = data.get("marks")
+    hidden = [mark for mark in result.marks if not isinstance(stated, list) or mark not in stated]
+    refused = f"its scores earn {', '.join(hidden)}, which its marks leave out" if hidden else None
     return refused, tuple(result.degenerate)

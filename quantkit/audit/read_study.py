@@ -14,6 +14,7 @@ from quantkit.audit.facts import Reading
 from quantkit.audit.plain import as_objects
 from quantkit.audit.study_records import Raw, to_measured
 from quantkit.audit.study_rows import Names
+from quantkit.audit.study_wide import by_task, task_of
 from quantkit.audit.tables import Table
 from quantkit.audit.values import plain_name
 from quantkit.errors import UsageError
@@ -83,7 +84,10 @@ def read(file: str, data: Any) -> Reading | None:
 
 
 def _reading(file: str, raws: list[Raw]) -> Reading | None:
-    raws = [raw for raw in raws if raw.samples or any(_is_metric(name) for name in raw.cells) or _is_long(raw.cells)]
+    raws = [part for raw in raws for part in by_task(raw)]
+    raws = [
+        raw for raw in raws if raw.samples or raw.taken or any(_is_metric(name) for name in raw.cells) or _is_long(raw.cells)
+    ]
     if not raws:
         return None
     names = Names()
@@ -100,7 +104,8 @@ def _reading(file: str, raws: list[Raw]) -> Reading | None:
 
 
 def _is_metric(name: str) -> bool:
-    return metric_of(plain_name(name.rpartition(".")[2])) is not None or bound_of(plain_name(name)) is not None
+    last = plain_name(name.rpartition(".")[2])
+    return metric_of(last) is not None or bound_of(last) is not None or task_of(last) is not None
 
 
 def _is_long(cells: Mapping[str, Any]) -> bool:

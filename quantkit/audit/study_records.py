@@ -27,6 +27,8 @@ class Raw:
     cells: dict[str, Any]
     samples: list[tuple[str, Any]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    taken: dict[str, str] = field(default_factory=dict)
+    """Column → the plain name it is read under, where that is not its own."""
 
 
 @dataclass
@@ -62,7 +64,7 @@ def understand(file: str, raw: Raw, names: Names, faults: list[str]) -> Record:
     record = Record(raw)
     place = f"{file}, {raw.where}" if raw.where else file
     for name, value in raw.cells.items():
-        parts = [plain_name(part) for part in name.split(".")]
+        parts = [raw.taken[name]] if name in raw.taken else [plain_name(part) for part in name.split(".")]
         both, last = "_".join(parts[-2:]), parts[-1]
         known = field_of(both) or field_of(last)
         metric, bound = metric_of(last) or metric_of(both), bound_of(both) or bound_of(last)
@@ -70,7 +72,8 @@ def understand(file: str, raw: Raw, names: Names, faults: list[str]) -> Record:
         if taken is None:
             names.not_understood[name] = None
             continue
-        names.understood[name] = taken
+        if not (raw.taken and name == "task"):
+            names.understood[name] = f"{taken}, {raw.cells['task']}" if name in raw.taken else taken
         try:
             if bound is None and known in WORDS:
                 if value is not None and str(value).strip():

@@ -260,3 +260,12 @@ def changed(data: Any, place: str, value: Any) -> Any:
     else:
         node[int(last) if isinstance(node, list) else last] = value
     return copy
+
+
+def changed_in_place(data: Any, way: Sequence[str | int], value: Any) -> None:
+    """Replace the value at a way of keys and positions."""
+    *before, last = way
+    node = data
+    for key in before:
+        node = node[key]
+    node[last] = value

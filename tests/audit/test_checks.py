@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from quantkit.audit import Finding, read_paths
+from quantkit.evaluation.statistics import share_score
 from tests.audit import files
 from tests.audit.test_stories import audit, found
 
+ALWAYS = share_score(60, 60).to_dict()
+NEVER_STOPS = share_score(0, 60).to_dict()
 LAST_WRONG = [{"row": 59, "gold": "69", "answer": "70", "correct": True, "stopped": True, "text": "\\boxed{70}"}]
 
 Expected = tuple[str, str, str] | None
@@ -56,7 +59,9 @@ def expect(findings: list[Finding], expected: Expected) -> None:
         ("settings.decoding", "sampled", ("warning", "sampling", "answers were drawn at random, once")),
         ("schema_version", 1, ("warning", "old schema", "schema_version is 1; this quantkit writes 2")),
         ("seed", "del", ("error", "not whole", "seed")),
-        ("marks", ["FLOOR"], ("error", "not whole", "its scores earn []")),
+        ("marks", ["FLOOR"], None),
+        ("scores.stop_rate", NEVER_STOPS, ("error", "not whole", "its scores earn NO STOP, which its marks leave out")),
+        ("scores.echo_rate", ALWAYS, ("error", "marked", "the scores earn the mark ECHO: answers repeat the question")),
         ("artifact.bits_per_weight", 16.0, ("error", "label", "4-bit weights are recorded, 16.00 bits per weight")),
         (
             "artifact.quantization.weights_dtype",

@@ -1,6 +1,9 @@
 """Files of three kinds and of none: what they are is told by content, what cannot be read is named by file, row, field."""
 
 import json
+import math
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 
 from quantkit.audit import Reading, read_paths, reading, tables
 from quantkit.errors import UsageError
+from quantkit_tools.audit import judged
 from tests.audit import files
 
 
@@ -63,6 +67,20 @@ def test_columns_are_said_to_be_understood_or_not(tmp_path: Path) -> None:
     }
     assert found.not_understood == ("colour",)
     assert found.measured[0].memory_bytes == 3 << 30
+
+
+def test_columns_of_several_data_sets_are_taken_apart(tmp_path: Path) -> None:
+    row = {"model": "a", "peak_vram_gb": 2, "squad_v2_em": 40.0, "squad_v2_f1": 44.1, "squad_v2_n": 50, "accuracy_boolq": 0.6}
+    found = read(files.write_csv(tmp_path / "wide.csv", [row | {"openmath_mean_abs_diff": 9.0, "openmath_latency_s": 0.6}]))
+    assert [(item.task, item.n, [number.name for number in item.numbers]) for item in found.measured] == [
+        ("squad_v2", 50, ["em", "f1"]),
+        ("boolq", None, ["accuracy"]),
+        ("openmath", None, ["mean_abs_diff"]),
+    ]
+    assert [item.latency_s for item in found.measured] == [None, None, 0.6]
+    assert {item.memory_bytes for item in found.measured} == {2 << 30}
+    assert found.understood["squad_v2_em"] == "em, squad_v2"
+    assert found.not_understood == ()
 
 
 def test_single_answers_in_a_table_become_rows(tmp_path: Path) -> None:
@@ -157,3 +175,56 @@ def test_a_folder_may_hold_anything_but_models_are_passed_by(tmp_path: Path) -> 
 def test_a_path_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file or folder"):
         read_paths([tmp_path / "nowhere"])
+
+
+WEIRD: list[Any] = [
+    None,
+    [],
+    {},
+    "x",
+    "",
+    math.inf,
+    math.nan,
+    -1,
+    0,
+    True,
+    10**400,
+    "9" * 500,
+    [[[]]],
+    {"a": {"b": [1]}},
+    "\x1b[31m",
+]
+
+
+def test_no_value_in_any_place_breaks_the_audit() -> None:
+    chance, broken = random.Random(0), 0
+    sound = [
+        files.quantkit_result(),
+        files.lm_eval_results(),
+        files.healthy_study(),
+        files.math_metrics(),
+        files.squad_metrics(),
+    ]
+    for _ in range(200):
+        data = json.loads(json.dumps(chance.choice(sound)))
+        for _ in range(chance.choice((1, 2, 4))):
+            way = chance.choice(list(places(data)))
+            files.changed_in_place(data, way, chance.choice(WEIRD))
+        try:
+            found = reading.read_data(Path("fuzzed.json"), data)
+        except UsageError:
+            broken += 1
+            continue
+        if found is not None:
+            audit = judged([found])
+            json.dumps([item.found for item in audit.findings], allow_nan=False)
+    assert broken < 20
+
+
+def places(node: Any, way: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yield the way to every value, of lists to the first three."""
+    if way:
+        yield way
+    inside = node.items() if isinstance(node, dict) else list(enumerate(node))[:3] if isinstance(node, list) else ()
+    for key, value in inside:
+        yield from places(value, (*way, key))

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from quantkit.audit import Audit, Finding, Reading
 
 SCHEMA_VERSION = 1
+HASH_DIGITS = 64
 OTHER = "other"
+EACH_ALONE = "Each is judged against the best alone; of many comparisons some differ by luck."
 
 
 @dataclass(frozen=True)
@@ -84,30 +86,26 @@ def judged(readings: Sequence["Reading"]) -> "Audit":
 
 def show(readings: Sequence["Reading"], audit: "Audit", *, skipped: int) -> None:
     """Print what was read, one table of findings per file, and the differences from the best."""
-    rows = [
-        [
-            reading.file,
-            reading.kind,
-            len({item.model for item in reading.measured}),
-            sum(len(item.numbers) for item in reading.measured),
-            ", ".join(f"{name} ({field})" for name, field in reading.understood.items()) or None,
-            ", ".join(reading.not_understood) or None,
-        ]
-        for reading in readings
-    ]
+    together: dict[str, list[Reading]] = {}
+    for reading in readings:
+        together.setdefault(_place(reading.file, reading.kind), []).append(reading)
+    rows = [_summary(place, same) for place, same in together.items()]
     columns = [
         Column("file"),
         Column("kind"),
+        Column("files", "right"),
         Column("models", "right"),
         Column("numbers", "right"),
         Column("understood"),
         Column("not understood"),
     ]
     console.table("Results read", columns, rows, caption=f"{skipped} other files passed by" if skipped else "")
-    files = dict.fromkeys(finding.file for finding in audit.findings)
-    for file in files:
-        found = [_cells(finding) for finding in audit.findings if finding.file == file]
-        console.table(file, [Column("severity"), Column("model\nnumber"), Column("found\n→ needed")], found)
+    kinds = {reading.file: reading.kind for reading in readings}
+    tables: dict[str, list[list[object]]] = {}
+    for finding in audit.findings:
+        tables.setdefault(_place(finding.file, kinds.get(finding.file, "")), []).append(_cells(finding))
+    for place, found in tables.items():
+        console.table(place, [Column("severity"), Column("model\nnumber"), Column("found\n→ needed")], found)
     if audit.differences:
         compared = [
             [item.other.task, item.metric, item.best.model, item.other.model, "yes" if item.real else "no", item.said]
@@ -121,7 +119,27 @@ def show(readings: Sequence["Reading"], audit: "Audit", *, skipped: int) -> None
             Column("differ"),
             Column("judged", priority=1),
         ]
-        console.table("Against the best", heads, compared)
+        console.table("Against the best", heads, compared, caption=EACH_ALONE)
+
+
+def _place(file: str, kind: str) -> str:
+    """Return what a file is shown as: a filed result of ours as its registry's folder, model and task tell it apart there."""
+    parts = Path(file).parts
+    return str(Path(*parts[:-2])) if kind == "quantkit" and len(parts) > 2 and len(parts[-2]) == HASH_DIGITS else file
+
+
+def _summary(place: str, same: "Sequence[Reading]") -> list[object]:
+    measured = [item for reading in same for item in reading.measured]
+    understood = {f"{name} ({field})": None for reading in same for name, field in reading.understood.items()}
+    return [
+        place,
+        same[0].kind,
+        len(same),
+        len({(item.model, item.artifact) for item in measured}),
+        sum(len(item.numbers) for item in measured),
+        ", ".join(understood) or None,
+        ", ".join(dict.fromkeys(name for reading in same for name in reading.not_understood)) or None,
+    ]
 
 
 def _cells(finding: "Finding") -> list[object]:
