@@ -16,6 +16,7 @@ from quantkit_tools.cli import run_verb
 from quantkit_tools.report_reading import read_subjects
 from tests.registry.records_of import commit_adapter, commit_model
 from tests.reporting.conftest import perplexity_result, task_result
+from tests.test_cli import HEAVY
 
 ROOT = Path(__file__).parent.parent.parent
 BASE = "ef" * 32
