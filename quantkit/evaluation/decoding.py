@@ -67,7 +67,7 @@ class Places:
         """Columns that any slot uses, the one being written included."""
 
 
-class SlotLayer(DynamicLayer):
+class SlotLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of one layer, `[slots, heads, columns, width of a head]`, one token written per slot and step."""
 
     def __init__(self, places: Places) -> None:

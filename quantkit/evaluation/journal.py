@@ -9,6 +9,7 @@ then, the usual checkpoint, would lose what came after the last one and write th
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from quantkit.locks import Lock
 SCHEMA_VERSION = 1
 SYNC_EVERY_S = 1.0
 SUFFIX = ".unfinished.jsonl"
-ANSWER = "answer"
+ANSWER, LIKELIHOOD = "answer", "likelihood"
 
 
 class Journals:
@@ -167,6 +168,21 @@ def kept_answers(journal: Journal, count: int) -> dict[int, Generation]:
             tokens = value["tokens"]
             if isinstance(value["text"], str) and isinstance(tokens, list) and all(isinstance(token, int) for token in tokens):
                 found[number] = Generation(value["text"], tuple(tokens), bool(value["stopped"]))
+    return found
+
+
+def keep_likelihood(journal: Journal, number: int, likelihood: tuple[float, bool]) -> None:
+    """Keep the log-likelihood of one request; one that is not finite stops the evaluation and is not kept."""
+    if math.isfinite(likelihood[0]):
+        journal.add(LIKELIHOOD, number, list(likelihood))
+
+
+def kept_likelihoods(journal: Journal, count: int) -> dict[int, tuple[float, bool]]:
+    """Return the log-likelihoods of the first `count` requests that an earlier run had left; what is none is left out."""
+    found = {}
+    for number, value in journal.known(LIKELIHOOD).items():
+        if 0 <= number < count and isinstance(value, list) and [type(item) for item in value] == [float, bool]:
+            found[number] = (value[0], value[1])
     return found
 
 

@@ -94,8 +94,9 @@ def loglikelihoods(
                 for batch in batches([len(ids) for ids, _ in items], one_pass=pass_tokens(model), most_rows=batch_size):
                     done = work(model, [items[at] for at in batch], requests)
                     found.update(done)
-                    for index, likelihood in done.items() if on_found else ():
-                        on_found(index, likelihood)
+                    if on_found is not None:
+                        for index, likelihood in done.items():
+                            on_found(index, likelihood)
                     bar.advance(len(done))
     finally:
         model.train(training)

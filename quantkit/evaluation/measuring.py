@@ -7,7 +7,7 @@ thing, a `Measured`, so that what is kept of a run does not depend on the kind o
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -17,7 +17,15 @@ from quantkit.console import say
 from quantkit.evaluation.cost import Speed, latency_prompts, measure_speed
 from quantkit.evaluation.degeneration import degeneration_rates
 from quantkit.evaluation.generation import Generation, generate, stop_token_ids
-from quantkit.evaluation.journal import Journals, fingerprint_of, keep_answer, kept_answers
+from quantkit.evaluation.journal import (
+    Journal,
+    Journals,
+    fingerprint_of,
+    keep_answer,
+    keep_likelihood,
+    kept_answers,
+    kept_likelihoods,
+)
 from quantkit.evaluation.likelihood import Likelihood, Request, loglikelihoods
 from quantkit.evaluation.perplexity import RowLoss, perplexity_score, row_losses
 from quantkit.evaluation.rendering import RenderedRow, option_requests, render
@@ -25,6 +33,8 @@ from quantkit.evaluation.results import RowResult
 from quantkit.evaluation.statistics import Score
 from quantkit.evaluation.tasks import AnswerTask, Asks, ChoiceLikelihood, Task
 from quantkit.memory import MemoryLog
+
+LEFT = "were there from a run that broke off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,19 +112,10 @@ def _answers(setup: Setup, task: Task) -> Measured:
 
 def _generated(setup: Setup, task: Task, prompts: Sequence[Sequence[int]]) -> tuple[list[Generation], Collection[int], float]:
     """Return the answers, the numbers of those that an earlier run had left, and the seconds that the others took."""
-    key = {
-        "task": task.name,
-        "prompts": fingerprint_of(prompts),
-        "batch_size": setup.batch_size,
-        "max_new_tokens": setup.max_new_tokens,
-        "dtype": str(setup.model.dtype),
-        "device": str(setup.model.device),
-        "version": __version__,
-    }
-    with setup.journals.open(task.name, key) if setup.journals else nullcontext() as journal:
+    with _journal(setup, task, prompts) as journal:
         kept = {} if journal is None else kept_answers(journal, len(prompts))
         if kept:
-            say(f"{task.name}: {len(kept)} of {len(prompts)} answers were there from a run that broke off")
+            say(f"{task.name}: {len(kept)} of {len(prompts)} answers {LEFT}")
         with setup.log.stage(f"{task.name}: generate"):
             started = time.perf_counter()
             answers = generate(
@@ -128,6 +129,23 @@ def _generated(setup: Setup, task: Task, prompts: Sequence[Sequence[int]]) -> tu
                 on_answer=None if journal is None else partial(keep_answer, journal),
             )
             return answers, kept.keys(), time.perf_counter() - started
+
+
+def _journal(setup: Setup, task: Task, requests: Sequence[Any]) -> AbstractContextManager[Journal | None]:
+    """Return the journal of these requests under these settings, if any is kept."""
+    if setup.journals is None:
+        return nullcontext()
+    key = {
+        "task": task.name,
+        "asks": task.asks,
+        "requests": fingerprint_of(requests),
+        "batch_size": setup.batch_size,
+        "max_new_tokens": setup.max_new_tokens,
+        "dtype": str(setup.model.dtype),
+        "device": str(setup.model.device),
+        "version": __version__,
+    }
+    return setup.journals.open(task.name, key)
 
 
 def _answered(task: AnswerTask, answers: Sequence[Generation], losses: Sequence[RowLoss]) -> list[RowResult]:
@@ -154,10 +172,20 @@ def _options(setup: Setup, task: Task) -> Measured:
     choice = cast("ChoiceLikelihood", task)
     grouped = option_requests(choice, setup.tokenizer, stop_token_ids(setup.model, setup.tokenizer))
     flat: list[Request] = [request for group in grouped for request in group]
-    with setup.log.stage(f"{task.name}: log-likelihood"):
+    with _journal(setup, task, flat) as journal, setup.log.stage(f"{task.name}: log-likelihood"):
+        kept = {} if journal is None else kept_likelihoods(journal, len(flat))
+        if kept:
+            say(f"{task.name}: {len(kept)} of {len(flat)} likelihoods {LEFT}")
         started = time.perf_counter()
-        said = iter(loglikelihoods(setup.model, flat, batch_size=setup.batch_size, title=f"{task.name}: log-likelihood"))
-        seconds = time.perf_counter() - started
+        judged = loglikelihoods(
+            setup.model,
+            flat,
+            batch_size=setup.batch_size,
+            title=f"{task.name}: log-likelihood",
+            known=kept,
+            on_found=None if journal is None else partial(keep_likelihood, journal),
+        )
+        said, seconds = iter(judged), time.perf_counter() - started
     found: list[list[Likelihood]] = [[next(said) for _ in group] for group in grouped]
     likelihoods = [[value for value, _ in row] for row in found]
     chosen = choice.chosen(likelihoods)
@@ -175,7 +203,8 @@ def _options(setup: Setup, task: Task) -> Measured:
                 nll_tokens=0 if right is None else len(grouped[at][right][1]),
             )
         )
-    return Measured(scores=choice.likelihood_scores(likelihoods), rows=rows, perplexity_s=seconds)
+    resumed = {"resumed_likelihoods": len(kept)} if kept else {}
+    return Measured(scores=choice.likelihood_scores(likelihoods), rows=rows, perplexity_s=seconds, settings=resumed)
 
 
 def _tokens(setup: Setup, task: Task) -> Measured:

@@ -13,7 +13,15 @@ import pytest
 
 from quantkit.errors import UsageError
 from quantkit.evaluation.generation import Generation
-from quantkit.evaluation.journal import Journal, Journals, fingerprint_of, keep_answer, kept_answers
+from quantkit.evaluation.journal import (
+    Journal,
+    Journals,
+    fingerprint_of,
+    keep_answer,
+    keep_likelihood,
+    kept_answers,
+    kept_likelihoods,
+)
 
 KEY = {"artifact": "a" * 64, "requests": fingerprint_of([[1, 2], [3]]), "max_new_tokens": 8}
 
@@ -106,7 +114,7 @@ def test_of_two_processes_at_one_evaluation_one_keeps_the_journal(tmp_path: Path
 
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_generated(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UsageError, match="file: results cannot be written: .*; --registry names another folder"):
+    with pytest.raises(UsageError, match=r"file: results cannot be written: .*; --registry names another folder"):
         Journals(tmp_path / "file").open("sums", KEY)
 
 
@@ -154,6 +162,61 @@ def test_answers_come_back_as_they_were_and_what_is_none_is_left_out(tmp_path: P
         keep_answer(journal, 9, answer)
     with Journal(tmp_path / "j", KEY) as journal:
         assert kept_answers(journal, 9) == {1: answer}
+
+
+def test_likelihoods_come_back_as_they_were_and_what_is_none_is_left_out(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", KEY) as journal:
+        for number, value in enumerate([(-1.0, True), (float("-inf"), False), (float("nan"), False), (-2.5, False)]):
+            keep_likelihood(journal, number, value)
+        journal.add("likelihood", 5, [-1.0])
+        journal.add("likelihood", 6, ["-1.0", True])
+    with Journal(tmp_path / "j", KEY) as journal:
+        assert kept_likelihoods(journal, 9) == {0: (-1.0, True), 3: (-2.5, False)}
+        assert kept_likelihoods(journal, 2) == {0: (-1.0, True)}
+
+
+def test_options_that_were_judged_are_not_judged_again(tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from quantkit.evaluation import measuring
+    from quantkit.evaluation.run import evaluate_model
+    from quantkit.evaluation.sources import read_tasks
+
+    options = {"text": ["one", "two", "three"], "label": ["A", "B", "C"]}
+    rows = [{"question": f"What is {at} + 1?", "choices": options, "answerKey": "B"} for at in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    loaded, tasks = (
+        (model, AutoTokenizer.from_pretrained(tiny_model)),
+        read_tasks([str(tmp_path / "rows.jsonl")], kind="choice-likelihood"),
+    )
+    plain = evaluate_model(*loaded, tasks, batch_size=2)[0]
+    judged = measuring.loglikelihoods
+
+    class Killed(BaseException):
+        pass
+
+    def broken_off(*arguments: Any, on_found: Any, **more: Any) -> Any:
+        seen: list[int] = []
+
+        def found(number: int, likelihood: Any) -> None:
+            on_found(number, likelihood)
+            seen.append(number)
+            if len(seen) == 7:
+                raise Killed
+
+        return judged(*arguments, on_found=found, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "loglikelihoods", broken_off)
+        with pytest.raises(Killed):
+            evaluate_model(*loaded, tasks, batch_size=2, journals=Journals(tmp_path))
+    resumed = evaluate_model(*loaded, tasks, batch_size=2, journals=Journals(tmp_path))[0]
+    assert resumed.settings == plain.settings | {"resumed_likelihoods": 7}
+    for one, other in zip(resumed.rows, plain.rows, strict=True):
+        assert (one.answer, one.correct) == (other.answer, other.correct)
+        assert one.nll == pytest.approx(other.nll, abs=1e-4)
 
 
 def evaluated(folder: str, results: str) -> dict[str, Any]:
