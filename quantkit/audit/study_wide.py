@@ -8,10 +8,36 @@ from quantkit.audit.aliases import bound_of, field_of, metric_of
 from quantkit.audit.study_records import Raw
 from quantkit.audit.values import plain_name
 
-NO_TASK = set(
-    "test eval val valid validation train training final best last overall total mean avg average median max min std"
-    " balanced weighted macro micro top1 top norm score reported".split()
-)
+NO_TASK = {
+    "test",
+    "eval",
+    "val",
+    "valid",
+    "validation",
+    "train",
+    "training",
+    "final",
+    "best",
+    "last",
+    "overall",
+    "total",
+    "mean",
+    "avg",
+    "average",
+    "median",
+    "max",
+    "min",
+    "std",
+    "balanced",
+    "weighted",
+    "macro",
+    "micro",
+    "top1",
+    "top",
+    "norm",
+    "score",
+    "reported",
+}
 """Words beside a metric that name no data set."""
 PER_TASK = (
     "n",
