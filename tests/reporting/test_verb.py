@@ -184,7 +184,7 @@ def test_the_script_reports_without_importing_anything_heavy(root: Path, tmp_pat
     code = (
         f"import sys, runpy; sys.argv = ['report.py', '--registry', {str(root)!r}, '--html', {str(tmp_path / 'r.html')!r}]\n"
         f"try: runpy.run_path({str(script)!r}, run_name='__main__')\n"
-        f"except SystemExit as stop: sys.exit(stop.code or ' '.join(set({HEAVY!r}) & set(sys.modules)))"
+        f"except SystemExit as stop: sys.exit(stop.code or ' '.join(set({HEAVY!r}) & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
