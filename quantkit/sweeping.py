@@ -130,8 +130,8 @@ def read_sweep(path: str | Path) -> Sweep:
     for key in data:
         if key not in SECTIONS:
             raise UsageError(f"{path}: {key!r} is no section.{did_you_mean(key, SECTIONS)} Known: {', '.join(SECTIONS)}.")
-    base, vary, exclude = data.get("base"), data.get("vary") or {}, data.get("exclude") or []
-    evaluate = data.get("evaluate")
+    empty: dict[str, Any] = {"vary": {}, "exclude": []}
+    base, vary, exclude, evaluate = (empty.get(key) if data.get(key) is None else data[key] for key in SECTIONS)
     for section, value, kind in (("base", base, dict), ("vary", vary, dict), ("exclude", exclude, list)):
         if not isinstance(value, kind):
             raise UsageError(f"{path}: {section} must be {'a list' if kind is list else 'an object'} of settings")
@@ -139,7 +139,7 @@ def read_sweep(path: str | Path) -> Sweep:
         raise UsageError(f"{path}: evaluate must be an object of flags of quantkit evaluate")
     return Sweep(
         path=path,
-        base=dict(base or {}),
+        base=dict(base),
         vary={canonical(key): _values(path, key, values) for key, values in vary.items()},
         exclude=tuple(_rule(path, rule) for rule in exclude),
         evaluate=evaluate,

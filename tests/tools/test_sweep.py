@@ -1,0 +1,324 @@
+"""`quantkit sweep`: what it plans, what it refuses, and that it goes on after whatever stopped it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantkit.errors import UsageError
+from quantkit.methods import installed_methods
+from quantkit.sweeping import read_sweep
+from quantkit_registry.records import read_record
+from quantkit_registry.store import Registry
+from quantkit_registry.verify import name_contradictions
+from quantkit_tools import sweep_running
+from quantkit_tools.sweep_commands import command_of, jobs, slurm_script, write_runs
+from quantkit_tools.sweep_costs import adapter_weights
+from quantkit_tools.sweep_evaluation import evaluation_words
+from quantkit_tools.sweep_journal import Journal, Standing
+from quantkit_tools.sweep_planning import SweepPlan, plan_sweep
+from quantkit_tools.sweep_running import Runner, left_to_do
+
+TAG = "seed1_headbf16"
+
+
+@pytest.fixture
+def write(tiny_model: Path, rows: Path, tmp_path: Path) -> Any:
+    """Write a sweep file over the tiny model and two steps of training; return its path."""
+
+    def make(base: dict[str, Any] | None = None, **sections: Any) -> Path:
+        settings = {
+            "model_name_or_path": str(tiny_model),
+            "dataset_name": f"openmath:{rows}",
+            "max_steps": 2,
+            "lora_r": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "output_dir": str(tmp_path / "artifacts"),
+        }
+        path = tmp_path / "small.json"
+        path.write_text(json.dumps({"base": settings | (base or {})} | sections))
+        return path
+
+    return make
+
+
+def planned(path: Path) -> SweepPlan:
+    return plan_sweep(read_sweep(path), installed_methods())
+
+
+def journal_of(plan: SweepPlan) -> Journal:
+    return Journal(plan.work, plan.root)
+
+
+TWO_BY_TWO = {
+    "vary": {
+        "quant_method": ["NoQuant", "QLORA"],
+        "peft_config": ["LoRa", "DoRa"],
+        "merge": ["kept", "dequantized", "base"],
+        "seed": [1],
+    }
+}
+
+
+def test_the_plan_trains_each_adapter_once_and_says_what_cannot_run(write: Any) -> None:
+    plan = planned(write(**TWO_BY_TWO))
+    assert [(step.kind, step.name.removeprefix("Tiny-Llama-openmath_SFT_"), step.policy) for step in plan.steps] == [
+        ("train", f"LoRa4_NoQuant_w16_{TAG}", "kept"),
+        ("merge", f"LoRa4_NoQuant_w16_{TAG}_mergedbf16", "dequantized"),
+        ("train", f"DoRa4_NoQuant_w16_{TAG}", "kept"),
+        ("merge", f"DoRa4_NoQuant_w16_{TAG}_mergedbf16", "dequantized"),
+        ("train", f"LoRa4_QLORA_w4_{TAG}", "kept"),
+        ("merge", f"LoRa4_QLORA_w4_{TAG}_mergedbf16", "dequantized"),
+        ("merge", f"LoRa4_QLORA_w4_{TAG}_mergedbasebf16", "base"),
+    ]
+    assert [(item.label, item.reason) for item in plan.refused] == [
+        ("QLORA, DoRa, seed 1", "QLORA trains LoRa adapters, not DoRa; for DoRa on a 4-bit base use BNB4BIT.")
+    ]
+    assert plan.notes[0] == "NoQuant, LoRa, seed 1, base: the same as dequantized, the base is dense"
+    assert all(step.evaluated and step.disk_bytes > 0 for step in plan.steps)
+
+
+def test_one_policy_merges_in_the_run_and_an_adapter_for_merges_only_is_not_evaluated(write: Any) -> None:
+    alone = planned(write(vary={"quant_method": ["QLORA"], "merge": ["base"]}))
+    assert [(step.kind, step.policy) for step in alone.steps] == [("train", "base")]
+    assert alone.steps[0].config.merge_after_train
+    both = planned(write(vary={"quant_method": ["QLORA"], "merge": ["base", "requantized"]}))
+    assert [(step.kind, step.evaluated) for step in both.steps] == [("train", False), ("merge", True), ("merge", True)]
+    assert "--calib-rows" in command_of(both, both.steps[2])
+
+
+def test_runs_on_one_quantized_base_come_one_after_another(write: Any) -> None:
+    gptq = {"quant_method": "GPTQ", "group_size": 64}
+    plan = planned(write(vary={"quant_method": [gptq], "peft_config": ["LoRa", "DoRa"], "seed": [1, 2]}))
+    assert [step.after for step in plan.steps] == [None, None, plan.steps[0].name, plan.steps[1].name]
+    assert plan.steps[0].disk_bytes > plan.steps[2].disk_bytes
+
+
+def test_what_cannot_run_is_refused_with_the_reason_of_whoever_knows(write: Any) -> None:
+    gptq = {"quant_method": "GPTQ", "group_size": 96}
+    plan = planned(write(vary={"quant_method": ["NoQuant", gptq], "merge": ["kept", "requantized"]}))
+    reasons = {item.label: item.reason for item in plan.refused}
+    assert "nothing to quantize again" in reasons["NoQuant, requantized"]
+    assert "group_size 96 does not divide the 128 input columns" in reasons["GPTQ (group_size 96)"]
+    names = {"quant_method": [{"quant_method": "GPTQ", "group_size": 64, "damp_percent": damp} for damp in (0.01, 0.1)]}
+    clash = planned(write(vary=names)).refused[0]
+    assert "they differ in damp_percent, which name_settings in base can put into names" in clash.reason
+    told_apart = planned(write({"name_settings": ["damp_percent"]}, vary=names))
+    assert not told_apart.refused
+    assert "_damppercent1em2_" in told_apart.steps[0].name
+    with pytest.raises(UsageError, match=r"no combination can run: .*gradient"):
+        planned(write(vary={"quant_method": ["QLORA"], "peft_config": ["NoPeft"]}))
+    with pytest.raises(UsageError, match="exclude leaves nothing to run"):
+        planned(write(vary={"seed": [1]}, exclude=[{"seed": 1}]))
+
+
+def test_the_evaluation_is_checked_before_anything_is_trained(write: Any, rows: Path) -> None:
+    good = {"data": [f"openmath:{rows}"], "limit": 2, "base": True}
+    assert evaluation_words(read_sweep(write(evaluate=good))) == ["--data", f"openmath:{rows}", "--limit", "2"]
+    assert evaluation_words(read_sweep(write())) is None
+    for wrong, said in (
+        ({"limits": 2}, "'limits' is no flag of quantkit evaluate. Did you mean 'limit'?"),
+        ({"limit": "two"}, "limit is 'two'"),
+        ({"data": "nowhere.jsonl"}, "there is no such file"),
+        ({"pending": True}, "'pending' is no flag"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            evaluation_words(read_sweep(write(evaluate=wrong)))
+        assert said in str(caught.value)
+
+
+def test_a_dry_run_writes_nothing(write: Any, read_json: Any, tmp_path: Path) -> None:
+    said = read_json("sweep", write(**TWO_BY_TWO), "--dry-run")
+    assert [step["state"] for step in said["steps"]] == ["to do"] * 7
+    assert said["steps"][1]["needs"] == said["steps"][0]["name"]
+    assert said["refused"][0]["combination"] == "QLORA, DoRa, seed 1"
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(write: Any, quantkit: Any, tmp_path: Path) -> None:
+    rules = [{"quant_method": "NoQuant", "merge": "dequantized"}]
+    vary = TWO_BY_TWO["vary"] | {"merge": ["kept", "dequantized"]}
+    path, root = write(vary=vary, exclude=rules), tmp_path / "artifacts"
+    command = [sys.executable, "-m", "quantkit_tools.cli", "sweep", str(path)]
+    second = root / ".sweeps" / "small" / "logs" / f"Tiny-Llama-openmath_SFT_DoRa4_NoQuant_w16_{TAG}.log"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for _ in range(2400):
+            if second.exists() or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        out = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, out
+    assert "goes on" in out
+    made = {entry.name: entry.hash for entry in Registry(root).artifacts()}
+    assert list(made) == [f"Tiny-Llama-openmath_SFT_LoRa4_NoQuant_w16_{TAG}"]
+    code, out, err = quantkit("sweep", path, "--json")
+    assert code == 0, err
+    said = json.loads(out)
+    assert len(said["done"]) == 4
+    assert said["failed"] == {}
+    entries = {entry.name: entry for entry in Registry(root).artifacts()}
+    assert set(entries) == set(said["done"])
+    assert {name: entries[name].hash for name in made} == made
+    for entry in entries.values():
+        record = read_record(entry.path)
+        assert record.data["name_settings"] == {"seed": 1}
+        assert name_contradictions(record) == []
+    plan = planned(path)
+    assert left_to_do(plan, journal_of(plan)) == []
+    assert quantkit("sweep", path, "--emit", "commands")[1] == ""
+    _without_the_journal_artifacts_speak_for_themselves(plan)
+    _another_run_under_the_name_is_in_the_way(plan, write, vary)
+
+
+def _without_the_journal_artifacts_speak_for_themselves(plan: SweepPlan) -> None:
+    for file in (plan.work / "steps").iterdir():
+        file.unlink()
+    assert left_to_do(plan, journal_of(plan)) == []
+
+
+def _another_run_under_the_name_is_in_the_way(plan: SweepPlan, write: Any, vary: dict[str, Any]) -> None:
+    other = planned(write({"learning_rate": 0.5}, vary=vary))
+    standing = journal_of(other).standing(other.steps[0])
+    assert standing == Standing("in the way", "was trained with learning_rate 0.01")
+    weights = plan.steps[0].target / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "adapter_model.safetensors is not what its manifest says" in journal_of(plan).standing(plan.steps[0]).detail
+
+
+def test_a_sweep_ends_in_evaluation_and_report(write: Any, quantkit: Any, tmp_path: Path) -> None:
+    path = write(
+        {"peft_config": "NoPeft", "max_steps": 1},
+        vary={"seed": [1]},
+        evaluate={"limit": 1, "max_new_tokens": 2, "latency_prompts": 0},
+    )
+    code, out, err = quantkit("sweep", path, "--json")
+    said = json.loads(out)
+    assert code == said["exit_code"]
+    assert code in (0, 3), err  # two tokens are no whole answer
+    artifact = Registry(tmp_path / "artifacts").artifacts()[0]
+    assert len(Registry(tmp_path / "artifacts").results(str(artifact.hash))) == 2
+    assert artifact.name in Path(said["report"]).read_text()
+
+
+def run_with(plan: SweepPlan, monkeypatch: pytest.MonkeyPatch, commands: dict[str, list[str]]) -> Any:
+    """Run a plan whose steps are other, lighter commands; those that end well count as done."""
+    journal = journal_of(plan)
+    ran: set[str] = set()
+
+    def standing(step: Any) -> Standing:
+        log = plan.work / "logs" / f"{step.name}.log"
+        done = step.name in ran and log.is_file() and "usage" in log.read_text()
+        return Standing("done", "", "0") if done else Standing("to do")
+
+    def command(_: SweepPlan, step: Any) -> list[str]:
+        ran.add(step.name)
+        return commands[step.policy]
+
+    monkeypatch.setattr(sweep_running, "command_of", command)
+    monkeypatch.setattr(journal, "standing", standing)
+    return Runner(plan, journal, workers=2).run()
+
+
+def test_a_step_that_fails_costs_itself_and_its_merges_only(
+    write: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned(write(vary={"quant_method": ["QLORA"], "merge": ["kept", "base", "dequantized"]}))
+    good, bad = ["--help"], ["no-such-verb"]
+    outcome = run_with(plan, monkeypatch, {"kept": good, "base": bad, "dequantized": good})
+    kept, base, dequantized = (step.name for step in plan.steps)
+    assert set(outcome.done) == {kept, dequantized} or set(outcome.done) == {kept, base}
+    assert len(outcome.failed) == 1
+    assert "no verb is called 'no-such-verb'" in next(iter(outcome.failed.values()))
+    entry = journal_of(plan).entry(next(step for step in plan.steps if step.name in outcome.failed))
+    assert entry is not None
+    assert entry.outcome == "failed"
+    assert "failed before: no verb is called" in journal_of(plan).standing(plan.steps[1 + (base not in outcome.failed)]).detail
+    outcome = run_with(plan, monkeypatch, {"kept": bad, "base": good, "dequantized": good})
+    assert outcome.failed[base] == f"its adapter {kept} was not made"
+
+
+def test_what_another_process_is_at_is_waited_for(
+    write: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned(write())
+    lock = journal_of(plan).lock(plan.steps[0])
+    assert lock.acquire()
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"], pass_fds=[lock.handle])
+    lock.release()
+    outcome = run_with(plan, monkeypatch, {"dequantized": ["--help"]})
+    other.wait()
+    assert list(outcome.done) == [plan.steps[0].name]
+    assert "another process is at it; waiting" in capsys.readouterr().out
+
+
+def test_how_a_process_ended_is_said(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert sweep_running._error_of(log, -9) == "its process was ended by SIGKILL (killed, or out of memory)"
+    log.write_text("loading\nValueError: no\n\n")
+    assert sweep_running._error_of(log, 1) == "exit code 1: ValueError: no"
+    log.write_text("error: no such column\nbye\n")
+    assert sweep_running._error_of(log, 2) == "no such column"
+
+
+def test_jobs_for_a_scheduler_run_in_any_order_and_merges_after_their_adapter(write: Any, tmp_path: Path) -> None:
+    gptq = {"quant_method": "GPTQ", "group_size": 64}
+    plan = planned(write(vary={"quant_method": ["NoQuant", gptq], "peft_config": ["LoRa", "DoRa"], "merge": ["kept", "base"]}))
+    lines = jobs(plan, plan.steps)
+    assert len(lines) == 3  # both adapters on GPTQ need its base
+    script = tmp_path / "job.sh"
+    script.write_text(slurm_script(plan, plan.steps, "quantkit sweep small.json"))
+    assert "--array=0-2" in script.read_text()
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "quantkit"
+    fake.write_text('#!/bin/sh\necho "$1 $5 $2"\n')
+    fake.chmod(0o755)
+    path = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+
+    def task(number: int) -> "subprocess.CompletedProcess[str]":
+        env = path | {"SLURM_ARRAY_TASK_ID": str(number)}
+        return subprocess.run(["bash", script], env=env, capture_output=True, text=True, check=False)
+
+    done = [task(number) for number in range(4)]
+    assert [item.returncode for item in done] == [0, 0, 0, 2]
+    assert [line.split()[0] for line in done[2].stdout.splitlines()] == ["train", "merge", "train", "merge"]
+    write_runs(plan)
+    runs = json.loads((plan.work / "runs.json").read_text())
+    assert set(runs) == {step.name for step in plan.steps if step.kind == "train"}
+    assert runs[plan.steps[0].name]["merge_after_train"] is False
+
+
+def test_emitted_commands_are_one_line_per_job(write: Any, quantkit: Any) -> None:
+    code, out, _ = quantkit("sweep", write(vary={"seed": [1, 2]}), "--emit", "commands")
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines()] == [["quantkit", "train"]] * 2
+
+
+def test_sizes_of_adapters_are_those_of_their_papers() -> None:
+    from quantkit.plan import AdapterPlan
+
+    shapes = [(8, 16), (16, 8)]
+    assert adapter_weights(AdapterPlan(kind="LoRa", r=2), shapes) == 96
+    assert adapter_weights(AdapterPlan(kind="DoRa", r=2), shapes) == 120
+    assert adapter_weights(AdapterPlan(kind="VeRa", r=2), shapes) == 24 + 2 * 2 + 2 * 32
+
+
+def test_the_example_is_a_sweep(tmp_path: Path) -> None:
+    sweep = read_sweep(Path(__file__).parents[2] / "Fine-tuning" / "sweep.yaml")
+    found, left_out = sweep.combinations(installed_methods())
+    assert len(found) == 7
+    assert left_out == 2
+    assert sweep.wants_base
+
+
+def test_no_workers_are_refused(write: Any, quantkit: Any) -> None:
+    code, _, err = quantkit("sweep", write(), "--max-workers", 0)
+    assert code == 2
+    assert "max_workers is 0; it must be at least 1" in err
