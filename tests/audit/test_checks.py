@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from quantkit.audit import Finding, read_paths
-from quantkit.evaluation.statistics import share_score
+from quantkit.evaluation.statistics import Score, share_score
 from tests.audit import files
 from tests.audit.test_stories import audit, found
 
@@ -229,6 +229,7 @@ def test_two_models_with_the_same_answers_are_questioned(tmp_path: Path) -> None
         ),
         ([{"accuracy": 0.5, "train_test_overlap": 3}], ("error", "overlap", "3 of 50 test questions also stand")),
         ([{"accuracy": 0.5, "temperature": 0.7}], ("warning", "sampling", "no seed is recorded")),
+        ([{"accuracy": 0.5, "parse_rate": 0.3}], ("warning", "low coverage", "30% of the answers parsed: 0.5 says more")),
         ([{"accuracy": 0.5}], ("warning", "no seed", "neither a seed nor greedy decoding")),
         (
             [{"accuracy": 0.5, "max_new_tokens": 64, "avg_generated_tokens": 64}],
@@ -269,3 +270,41 @@ def test_means_over_parsed_answers_are_recognised_by_their_rows(tmp_path: Path) 
     run["metrics"] = {"accuracy": round(sum(parsed) / len(parsed), 4)}
     findings = audit(files.write_json(tmp_path / "study.json", {"models": {"Base-1B": run}}))
     assert any("it is the mean over the 40 parsed answers only" in item.found for item in found(findings, "conditional mean"))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "expected"),
+    [
+        ("data_fingerprint", "ff" * 32, ("error", "different rows", "2 different sets of rows go by this name")),
+        ("settings.max_new_tokens", 64, ("error", "different settings", "max_new_tokens differs between the models")),
+        (
+            "settings.dtype",
+            "float32",
+            ("note", "different settings", "dtype differs between the models compared: bfloat16, float32"),
+        ),
+        ("settings.batch_size", 1, None),
+    ],
+)
+def test_our_results_are_put_side_by_side_as_comparisons_allow(
+    place: str, value: Any, expected: Expected, tmp_path: Path
+) -> None:
+    files.write_json(tmp_path / "a.json", files.quantkit_result(right=30, name="Tiny-Llama"))
+    other = files.changed(files.quantkit_result(right=50, artifact="ef" * 32), place, value)
+    files.write_json(tmp_path / "b.json", other)
+    expect(audit(tmp_path), expected)
+
+
+def test_a_perplexity_over_a_part_of_the_tokens_is_said_to_be_one(tmp_path: Path) -> None:
+    data = files.quantkit_result()
+    data["scores"]["perplexity_all"] = Score(
+        value=9.0, n=60, low=8.0, high=10.0, interval="bootstrap", coverage=0.5, floors=(), higher_is_better=False
+    ).to_dict()
+    findings = audit(files.write_json(tmp_path / "sums.json", data))
+    assert [item.found for item in found(findings, "low coverage", "warning")] == ["9 covers 50% of the tokens"]
+
+
+def test_sixteen_bits_recorded_and_four_measured_is_a_lie_too(tmp_path: Path) -> None:
+    data = files.quantkit_result(name="Tiny-Llama")
+    data["artifact"]["quantization"] |= {"method": "NoQuant", "weights_bits": 16, "weights_dtype": "bfloat16"}
+    (label,) = found(audit(files.write_json(tmp_path / "sums.json", data)), "label")
+    assert label.found == "unquantized weights are recorded, 5.10 bits per weight were measured"
