@@ -27,6 +27,11 @@ class Mark(NamedTuple):
     fails: bool = True
     """Whether the artifact is degenerate then, so that evaluating it exits 3; else it is only said."""
 
+    def is_earned(self, rate: Score) -> bool:
+        """Say whether a rate passes the threshold, and by its interval half of it: one row of two proves nothing."""
+        value, low = (rate.value, rate.low) if self.bad_when_high else (1.0 - rate.value, 1.0 - rate.high)
+        return value >= self.threshold and 2 * low >= self.threshold
+
 
 MARKS = (
     Mark("EMPTY", "empty_rate", 0.5),
@@ -145,8 +150,7 @@ class TaskResult:
         for mark in MARKS:
             if mark.rate not in self.scores:
                 continue
-            value = self.scores[mark.rate].value
-            if (value >= mark.threshold) if mark.bad_when_high else (1 - value >= mark.threshold):
+            if mark.is_earned(self.scores[mark.rate]):
                 found.append((mark.name, mark.fails and not self._excused(mark)))
         return [*found, (BROKEN, True)] if self._worse_than_uniform() else found
 

@@ -8,7 +8,7 @@ import pytest
 
 from quantkit import console
 from quantkit.errors import UsageError
-from quantkit.evaluation.results import ArtifactResult, Cost, RowResult, TaskResult
+from quantkit.evaluation.results import ArtifactResult, Cost, Mark, RowResult, TaskResult
 from quantkit.evaluation.statistics import Floor, Score, mean_score, share_score
 from quantkit.evaluation.table import table_of
 
@@ -130,6 +130,17 @@ def test_each_rate_has_its_mark_and_threshold(rate: str, rows: int, mark: str) -
     assert rated(rate, rows).marks == [mark]
     assert rated(rate, better).marks == []
     assert rated(rate, rows).degenerate == ([] if mark == "UNPARSED" else [mark])
+
+
+def test_one_bad_row_of_two_earns_no_mark_and_three_of_three_do() -> None:
+    mark = Mark("ECHO", "echo_rate", 0.5)
+    assert [mark.is_earned(share_score(bad, n)) for bad, n in ((1, 1), (1, 2), (2, 4), (3, 3), (30, 60))] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_one_answer_for_all_is_a_broken_artifact_only_where_answers_are_many() -> None:

@@ -35,7 +35,8 @@ def read_json(quantkit: Run) -> Callable[..., Any]:
 
     def run(verb: str, *arguments: object) -> Any:
         code, out, err = quantkit(verb, *arguments, "--json")
-        assert code == 0, err
+        trained_for_a_moment = verb == "evaluate" and code == 3  # what such a model writes may be garbage
+        assert code == 0 or trained_for_a_moment, err
         return json.loads(out)
 
     return run
