@@ -23,7 +23,9 @@ def benchmark() -> Any:
     return module
 
 
-def found(*, faster: float = 2.0, same: int = 8, differ: tuple[int, ...] = (), theirs: float = 5.0) -> dict[str, Any]:
+def found(
+    *, faster: float = 2.0, same: int = 8, differ: tuple[int, ...] = (), theirs: float = 5.0, dtype: str = "float32"
+) -> dict[str, Any]:
     job = {
         "ways": {},
         "best_of_lm_eval": "lm-eval, 8",
@@ -31,6 +33,7 @@ def found(*, faster: float = 2.0, same: int = 8, differ: tuple[int, ...] = (), t
     }
     one = {"quantkit": 0.5, "lm-eval": 0.5, "rows_that_differ": list(differ)}
     return {
+        "setting": {"dtype": dtype},
         "generation": job | {"answers": {"quantkit, one by one": 8, "lm-eval, 8": same, "of": 8}},
         "likelihood": job | {"accuracy": {"acc": one, "acc_norm": one}},
         "perplexity": {"quantkit": 5.0, "lm-eval": theirs},
@@ -53,6 +56,11 @@ def test_each_goal_can_be_lost(benchmark: Any) -> None:
         f"{name}: rows judged otherwise than by lm-eval" for name in ("acc", "acc_norm")
     ]
     assert lost(benchmark, found(theirs=5.01)) == ["perplexity: relative difference to lm-eval"]
+
+
+def test_in_16_bits_only_times_are_goals(benchmark: Any) -> None:
+    assert lost(benchmark, found(same=7, differ=(3,), theirs=6.0, dtype="bfloat16")) == []
+    assert len(lost(benchmark, found(faster=0.5, dtype="bfloat16"))) == 3
 
 
 def test_times_of_a_quick_run_are_no_goals(benchmark: Any) -> None:
@@ -90,7 +98,7 @@ def test_both_tools_give_the_same_numbers_and_every_position_is_counted(
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     rows = read_rows(None, tokenizer, rows=6, prompts=4, folder=tmp_path)
-    result = benchmark.measure(model, tokenizer, rows, [4], rounds=1, max_new_tokens=12)
+    result = benchmark.measure(model, tokenizer, rows, [4], rounds=1, max_new_tokens=12) | {"setting": {"dtype": "float32"}}
     goals = benchmark.judge(result, quick=True)
     assert [goal.name for goal in goals if not goal.holds] == []
     assert len(goals) == 5
