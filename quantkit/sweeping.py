@@ -130,8 +130,8 @@ def read_sweep(path: str | Path) -> Sweep:
     for key in data:
         if key not in SECTIONS:
             raise UsageError(f"{path}: {key!r} is no section.{did_you_mean(key, SECTIONS)} Known: {', '.join(SECTIONS)}.")
-    empty: dict[str, Any] = {"vary": {}, "exclude": []}
-    base, vary, exclude, evaluate = (empty.get(key) if data.get(key) is None else data[key] for key in SECTIONS)
+    base, vary, exclude = data.get("base"), _or_empty(data.get("vary"), {}), _or_empty(data.get("exclude"), [])
+    evaluate = data.get("evaluate")
     for section, value, kind in (("base", base, dict), ("vary", vary, dict), ("exclude", exclude, list)):
         if not isinstance(value, kind):
             raise UsageError(f"{path}: {section} must be {'a list' if kind is list else 'an object'} of settings")
@@ -139,11 +139,16 @@ def read_sweep(path: str | Path) -> Sweep:
         raise UsageError(f"{path}: evaluate must be an object of flags of quantkit evaluate")
     return Sweep(
         path=path,
-        base=dict(base),
+        base=dict(base or {}),
         vary={canonical(key): _values(path, key, values) for key, values in vary.items()},
         exclude=tuple(_rule(path, rule) for rule in exclude),
         evaluate=evaluate,
     )
+
+
+def _or_empty(section: Any, empty: Any) -> Any:
+    """Return a section, or what stands for one that is missing or holds nothing at all."""
+    return empty if section is None else section
 
 
 def _values(path: Path, key: str, values: Any) -> tuple[Any, ...]:

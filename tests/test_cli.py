@@ -48,6 +48,7 @@ def human_text_on_stdout():
         ["merge", "--help"],
         ["train", "--help"],
         ["evaluate", "--help"],
+        ["sweep", "--help"],
     ],
     ids=" ".join,
 )

@@ -175,7 +175,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(write: Any, quantk
     assert left_to_do(plan, journal_of(plan)) == []
     assert quantkit("sweep", path, "--emit", "commands")[1] == ""
     _without_the_journal_artifacts_speak_for_themselves(plan)
-    _another_run_under_the_name_is_in_the_way(plan, write, vary)
+    _other_rows_or_settings_under_the_name_are_in_the_way(plan, write, vary)
 
 
 def _without_the_journal_artifacts_speak_for_themselves(plan: SweepPlan) -> None:
@@ -184,10 +184,22 @@ def _without_the_journal_artifacts_speak_for_themselves(plan: SweepPlan) -> None
     assert left_to_do(plan, journal_of(plan)) == []
 
 
-def _another_run_under_the_name_is_in_the_way(plan: SweepPlan, write: Any, vary: dict[str, Any]) -> None:
+def _other_rows_or_settings_under_the_name_are_in_the_way(plan: SweepPlan, write: Any, vary: dict[str, Any]) -> None:
     other = planned(write({"learning_rate": 0.5}, vary=vary))
-    standing = journal_of(other).standing(other.steps[0])
-    assert standing == Standing("in the way", "was trained with learning_rate 0.01")
+    assert journal_of(other).standing(other.steps[0]) == Standing("in the way", "was trained with learning_rate 0.01")
+    journal_of(plan).write(plan.steps[0], "done", duration_s=2.0)
+    assert journal_of(plan).standing(plan.steps[0]).state == "done"
+    seconds, peak = journal_of(plan).expected(plan.steps[1])
+    assert seconds == 2.0
+    assert peak is not None
+    assert peak > 10**7
+    rows = Path(str(plan.steps[0].config.dataset_name).partition(":")[2])
+    before = rows.read_bytes()
+    try:
+        rows.write_bytes(before + b"\n")
+        assert "was trained on other rows than openmath:" in journal_of(plan).standing(plan.steps[0]).detail
+    finally:
+        rows.write_bytes(before)
     weights = plan.steps[0].target / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "adapter_model.safetensors is not what its manifest says" in journal_of(plan).standing(plan.steps[0]).detail
@@ -310,12 +322,15 @@ def test_sizes_of_adapters_are_those_of_their_papers() -> None:
     assert adapter_weights(AdapterPlan(kind="VeRa", r=2), shapes) == 24 + 2 * 2 + 2 * 32
 
 
-def test_the_example_is_a_sweep(tmp_path: Path) -> None:
-    sweep = read_sweep(Path(__file__).parents[2] / "Fine-tuning" / "sweep.yaml")
-    found, left_out = sweep.combinations(installed_methods())
-    assert len(found) == 7
-    assert left_out == 2
-    assert sweep.wants_base
+def test_the_example_can_be_planned(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "Fine-tuning" / "sweep.yaml").read_text()
+    text = text.replace("demo/model/SmolLM2-135M-Instruct", str(tiny_model)).replace("demo/data/train.jsonl", str(rows))
+    (tmp_path / "sweep.yaml").write_text(text.replace("artifacts/sweep", str(tmp_path / "artifacts")))
+    plan = planned(tmp_path / "sweep.yaml")
+    assert [step.kind for step in plan.steps] == ["train", *["train", "merge"] * 6]
+    assert [item.label for item in plan.refused] == ["QLORA, DoRa, seed 1"]
+    assert plan.excluded == 2
+    assert "BNB4BIT (double_quant True), LoRa, seed 1, kept" in [step.label for step in plan.steps]
 
 
 def test_no_workers_are_refused(write: Any, quantkit: Any) -> None:

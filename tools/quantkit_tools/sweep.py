@@ -96,12 +96,13 @@ def announce(plan: "SweepPlan", journal: "Journal") -> None:
     left_s: list[float | None] = []
     for number, step in enumerate(plan.steps, start=1):
         standing = journal.standing(step)
-        expected_s = None if standing.state == "done" else journal.expected_s(step)
+        expected_s, peak = (None, None) if standing.state == "done" else journal.expected(step)
         left_s += [] if standing.state == "done" else [expected_s]
         state = f"{standing.state}\n{standing.detail}" if standing.detail else standing.state
         time = None if expected_s is None else console.format_duration(expected_s)
         disk = console.format_bytes(step.disk_bytes)
-        memory = None if step.memory_bytes is None else console.format_bytes(step.memory_bytes)
+        peak = peak or step.memory_bytes
+        memory = None if peak is None else console.format_bytes(peak)
         rows.append([number, step.kind, step.name, step.label, disk, memory, time, state])
     columns: list[str | console.Column] = [
         console.Column("#", "right"),
@@ -143,7 +144,8 @@ def described(plan: "SweepPlan", journal: "Journal") -> dict[str, Any]:
                 "evaluated": step.evaluated,
                 "disk_bytes": step.disk_bytes,
                 "memory_bytes": step.memory_bytes,
-                "time_s": journal.expected_s(step),
+                "measured_memory_bytes": journal.expected(step)[1],
+                "time_s": journal.expected(step)[0],
                 "state": standing.state,
                 "detail": standing.detail or None,
             }

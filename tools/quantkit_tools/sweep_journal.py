@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantkit.config import RunConfig
+from quantkit.data.sources import parse_dataset
 from quantkit.errors import QuantkitError
-from quantkit.files import read_json, read_manifest, write_json
+from quantkit.files import read_json, read_manifest, sha256_of, write_json
 from quantkit.locks import Lock
+from quantkit.memory import MemoryLog
 from quantkit.spec import read_fields
 from quantkit.sweeping import KEPT
 from quantkit_registry.fingerprints import fingerprint_base
@@ -38,6 +40,10 @@ class Entry:
     """Hash of the artifact it made."""
     duration_s: float
     error: str = ""
+    data: str | None = None
+    """sha256 of the training rows' file; None where they are no file."""
+    peak_rss_bytes: int | None = None
+    """Largest resident memory that the artifact's record names."""
     kind: str = "train"
     method: str = "NoQuant"
     policy: str = ""
@@ -61,6 +67,7 @@ class Journal:
         self._folder = folder / "steps"
         self._locks = folder.parent / ".locks"  # of all sweeps into this registry
         self._registry = Registry(root)
+        self._hashes: dict[str | None, str | None] = {}
 
     def standing(self, step: Step) -> Standing:
         """Say whether a step is done, to do, or cannot be done because something else has its name."""
@@ -74,6 +81,8 @@ class Journal:
         if damage := _damage(entry):
             return Standing("in the way", damage)
         known = said is not None and said.artifact == entry.hash
+        if known and said is not None and said.data != self._data(step):
+            return Standing("in the way", f"was trained on other rows than {step.config.dataset_name} holds now")
         if not known and (difference := _difference(entry.record, step)):
             return Standing("in the way", difference)
         return Standing("done", failed_gate(entry), entry.hash)
@@ -90,11 +99,14 @@ class Journal:
 
     def write(self, step: Step, outcome: Outcome, *, duration_s: float, error: str = "") -> None:
         """Keep what became of a step."""
-        artifact = self.standing(step).artifact if outcome == "done" else None
+        made = self._registry.entry(step.target) if outcome == "done" else None
+        stages = MemoryLog.from_dict(made.record.memory).overall() if made is not None and made.record is not None else None
         entry = Entry(
             name=step.name,
             outcome=outcome,
-            artifact=artifact,
+            artifact=None if made is None else made.hash,
+            data=self._data(step),
+            peak_rss_bytes=stages.peak_rss_bytes or None if stages is not None else None,
             duration_s=round(duration_s, 2),
             error=error,
             kind=step.kind,
@@ -107,12 +119,21 @@ class Journal:
         """Return the lock of a step; whoever works on it holds it."""
         return Lock(self._locks / f"{step.name}.lock")
 
-    def expected_s(self, step: Step) -> float | None:
-        """Return the mean seconds that finished steps like this one took here; None where none did."""
+    def expected(self, step: Step) -> tuple[float | None, int | None]:
+        """Return mean seconds and largest memory in bytes of the finished steps most like this one; None where none ended."""
         done = [entry for entry in self._entries() if entry.outcome == "done" and entry.kind == step.kind]
         alike = [entry for entry in done if entry.method == step.config.quant_method and entry.policy == step.policy]
         times = [entry.duration_s for entry in alike or done]
-        return sum(times) / len(times) if times else None
+        peaks = [entry.peak_rss_bytes for entry in alike or done if entry.peak_rss_bytes is not None]
+        return sum(times) / len(times) if times else None, max(peaks, default=None)
+
+    def _data(self, step: Step) -> str | None:
+        """Return the hash of the file of a step's training rows, computed once."""
+        name = step.config.dataset_name
+        if name not in self._hashes:
+            path = parse_dataset(name).path if name else None
+            self._hashes[name] = sha256_of(path) if path is not None and path.is_file() else None
+        return self._hashes[name]
 
     def _entries(self) -> list[Entry]:
         found = []
