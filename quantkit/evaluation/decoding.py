@@ -5,9 +5,11 @@ length, copied into a free slot and decoded there; when its answer ends, the slo
 begin with (a system prompt, worked examples) is processed once. Nothing is padded while decoding, the buffer is written in
 place, and when no prompt waits the batch shrinks.
 
-`model.generate` was measured beside it (SmolLM2-135M-Instruct, bfloat16, one core, 32 prompts of 50 to 178 tokens): it
-copies the whole cache at every token (25 % of a step of 16 rows), computes finished rows until the last one of their batch
-ends, and processes the same system prompt once per row.
+`model.generate` pads every prompt to the longest of its batch and computes finished rows until the last one ends. Measured
+beside it on 64 prompts of 50 to 178 tokens, the first 24 alike (a bfloat16 model of SmolLM2-135M's shape, one core): the
+prompts took 5.0 s here and 12.2 s there; a token of 64 rows 178 ms here and 193 ms there, of 16 rows 70 and 67 ms. Writing the
+buffer in place instead of copying it gains little on a processor; positions that are not computed and large batches do. Copying
+a layer's keys and values together before attention reads them was tried and made 64 rows slower (215 ms).
 """
 
 import inspect
