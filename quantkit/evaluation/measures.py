@@ -29,6 +29,7 @@ class Measure:
     unit: Literal["points", "nats/token", "nats", "units"]
     higher_is_better: bool
     take: Take
+    """A row's value; where rows are weighed, its total over the weight, such as nats over all of its tokens."""
     weigh: Take | None = None
     right_or_wrong: bool = False
 
@@ -58,7 +59,9 @@ def measures_of(a: TaskResult, b: TaskResult, pairs: Pairs) -> tuple[list[Measur
     judged = [pair for pair in pairs if any(row.nll_tokens for row in pair)] or pairs  # beyond the context nothing is
     if _complete(judged, lambda row: row.kl):
         if a.settings.get("reference") == b.settings.get("reference"):
-            found.append(Measure("kl_mean", "nats", False, lambda row: row.kl, _kl_weight(a, b)))
+            by_tokens = _kl_is_by_tokens(a) and _kl_is_by_tokens(b)
+            weigh: Take | None = (lambda row: row.nll_tokens) if by_tokens else None
+            found.append(Measure("kl_mean", "nats", False, _kl_total if by_tokens else lambda row: row.kl, weigh))
         else:
             left_out.append("they diverge from different reference models, so divergences are not compared")
     if _complete(judged, lambda row: row.nll) and any(one.nll_tokens for one, _ in pairs):
@@ -90,17 +93,17 @@ def _named(a: TaskResult, b: TaskResult, take: Take) -> tuple[str, str | None]:
     return (kept[0], kept[0]) if kept else ("value", None)
 
 
-def _kl_weight(a: TaskResult, b: TaskResult) -> Take | None:
-    """Return what rows weigh in the mean divergence: their positions, where the results' own score weighs them so."""
+def _kl_total(row: RowResult) -> float | None:
+    return None if row.kl is None else row.kl * row.nll_tokens
 
-    def weighted(result: TaskResult) -> bool:
-        tokens = sum(row.nll_tokens for row in result.rows)
-        if not tokens or "kl_mean" not in result.scores:
-            return False
-        mean = math.fsum((row.kl or 0.0) * row.nll_tokens for row in result.rows) / tokens
-        return math.isclose(mean, result.scores["kl_mean"].value, rel_tol=1e-6, abs_tol=SAME)
 
-    return (lambda row: row.nll_tokens) if weighted(a) and weighted(b) else None
+def _kl_is_by_tokens(result: TaskResult) -> bool:
+    """Whether the result's own mean divergence weighs each row by its positions; else all rows weigh the same."""
+    tokens = sum(row.nll_tokens for row in result.rows)
+    if not tokens or "kl_mean" not in result.scores:
+        return False
+    mean = math.fsum(_kl_total(row) or 0.0 for row in result.rows) / tokens
+    return math.isclose(mean, result.scores["kl_mean"].value, rel_tol=1e-6, abs_tol=SAME)
 
 
 def mcnemar(right: Sequence[tuple[bool, bool]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from quantkit.errors import UsageError
 from quantkit.evaluation.comparison import Comparison, best_of, compare, compare_all, holm
 from quantkit.evaluation.measures import exact_p, newcombe_interval, sign_flip_p
 from quantkit.evaluation.results import Cost, RowResult, TaskResult
-from quantkit.evaluation.statistics import Floor, mean_score, share_score
+from quantkit.evaluation.statistics import Floor, mean_score, ratio_score, share_score
 
 COST = Cost(generated_tokens=9, generation_s=1.0, tokens_per_s=9.0, perplexity_s=1.0, peak_rss_bytes=1)
 SETTINGS = {"batch_size": 16, "max_new_tokens": 64, "decoding": "greedy", "system_prompt": None, "dtype": "bfloat16"}
@@ -157,6 +157,31 @@ def test_divergences_are_compared_in_nats() -> None:
     assert (found.measure, found.unit, found.winner) == ("kl_mean", "nats", "first")
     (right,) = compare(("A", one), ("B", replace(two, settings=SETTINGS | {"reference": "another model"})))
     assert right.caveats == ["they diverge from different reference models, so divergences are not compared"]
+
+
+def test_every_difference_is_that_of_the_two_scores() -> None:
+    chance = random.Random(3)
+    tokens = [chance.randint(3, 40) for _ in range(30)]
+    made = []
+    for _ in range(2):
+        kl = [chance.random() for _ in tokens]
+        nll = [count * (1.0 + chance.random()) for count in tokens]
+        value = [chance.random() for _ in tokens]
+        one = result([chance.random() < 0.5 for _ in tokens], more={"kl": kl, "nll": nll, "nll_tokens": tokens, "value": value})
+        pairs = [(each * count, float(count)) for each, count in zip(kl, tokens, strict=True)]
+        told = {
+            "kl_mean": ratio_score(pairs, seed=0, coverage=1.0, higher_is_better=False),
+            "perplexity_response": ratio_score(
+                list(zip(nll, map(float, tokens), strict=True)), seed=0, coverage=1.0, higher_is_better=False
+            ),  # its logarithm
+        }
+        made.append(replace(one, scores=one.scores | told))
+    found = compare(("A", made[0]), ("B", made[1]))
+    assert [item.measure for item in found] == ["exact_match", "f1", "kl_mean", "perplexity_response"]
+    for item in found:
+        scale = 100 if item.unit == "points" else 1
+        one, two = (each.scores[item.measure].value for each in made)
+        assert item.difference == pytest.approx(scale * (one - two))
 
 
 def test_equal_models_are_called_equal() -> None:

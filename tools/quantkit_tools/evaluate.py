@@ -87,7 +87,7 @@ class Flags:
 
 
 def main(arguments: list[str]) -> int:
-    """Run `quantkit evaluate`; the exit code is that of the worst path."""
+    """Run `quantkit evaluate`; the exit code is that of the worst path, 3 where an artifact answers nothing sensible."""
     flags = tyro.cli(Flags, prog="quantkit evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     if flags.json:
         console.use_stderr()

@@ -4,7 +4,7 @@ Told by paired comparisons on the rows that both answered, never by the order of
 not marked, or the one that was named beforehand, which asks less of the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from quantkit.evaluation.table import metric_text
 
 COLUMNS = (
     Column("data\nmeasure"),
-    Column("first\n– second"),
+    Column("pair"),
     Column("difference\n95 % interval", "right"),
     Column("p", "right", priority=1),
     Column("verdict"),
@@ -88,27 +88,37 @@ def compare_artifacts(artifacts: Sequence[ArtifactResult], *, baseline: str | No
 
 
 def show_comparisons(compared: Compared) -> None:
-    """Print a table of them, and what could not be compared; nothing where there is neither."""
+    """Print a table of them, and what could not be compared; nothing where there is neither.
+
+    Artifacts are numbered in it and named below: two names of 70 characters in each row would leave no room on a terminal.
+    """
     if compared.comparisons:
+        names = dict.fromkeys(name for item in compared.comparisons for name in (item.second, item.first))
+        number = {name: str(at) for at, name in enumerate(names, 1)}
         notes = dict.fromkeys(
-            f"{item.first} and {item.second}: {caveat}." for item in compared.comparisons for caveat in item.caveats
+            f"{number[item.first]} and {number[item.second]}: {caveat}"
+            for item in compared.comparisons
+            for caveat in item.caveats
         )
-        console.table("Compared", COLUMNS, [_row(item) for item in compared.comparisons], caption="\n".join([CAPTION, *notes]))
+        legend = [f"{at}: {name}" for name, at in number.items()]
+        rows = [_row(item, number) for item in compared.comparisons]
+        console.table("Compared", COLUMNS, rows, caption="\n".join([*legend, *notes, CAPTION]))
     for text in compared.refused:
         console.warn(text)
 
 
-def _row(item: Comparison) -> list[object]:
+def _row(item: Comparison, number: Mapping[str, str]) -> list[object]:
     digits = 1 if item.unit == "points" else 4
     bounds = f"{item.low:+.{digits}f} to {item.high:+.{digits}f}"
     p = "<0.001" if item.p_value < 0.001 else f"{item.p_value:.3f}"
-    unit = "" if item.unit == "points" else f"\n{item.unit}"
+    unit = "" if item.unit == "points" else f", {item.unit}"
+    first, second = number[item.first], number[item.second]
     return [
         f"{item.task}\n{metric_text(item.measure)}{unit}",
-        f"{item.first}\n– {item.second}",
+        f"{first} – {second}",
         f"{item.difference:+.{digits}f}\n{bounds}",
         p,
-        replace(item, first="the first", second="the second").verdict,
+        replace(item, first=first, second=second).verdict,
     ]
 
 
