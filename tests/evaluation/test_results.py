@@ -1,7 +1,7 @@
 """What is kept of a run survives JSON, and what is shown of it hides nothing."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -93,6 +93,14 @@ def test_a_result_needs_the_rates_its_marks_are_read_off() -> None:
     del data["scores"]["stop_rate"]
     with pytest.raises(UsageError, match="scores has no 'stop_rate'"):
         TaskResult.from_dict(data)
+
+
+@pytest.mark.parametrize("name", ["seed", "data_fingerprint", "n", "settings", "rows"])
+def test_a_result_cannot_be_had_without_what_it_was_measured_on(name: str) -> None:
+    made = result()
+    given = {item.name: getattr(made, item.name) for item in fields(made) if item.name != name}
+    with pytest.raises(TypeError, match=name):
+        TaskResult(**given)
 
 
 def test_marks_say_what_is_wrong_with_the_answers() -> None:
