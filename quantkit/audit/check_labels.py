@@ -7,7 +7,7 @@ where they disagree, the numbers belong to nobody.
 from collections.abc import Iterator, Mapping, Sequence
 
 from quantkit.audit.derived import parameters_of
-from quantkit.audit.facts import Claim, Finding, Measured, Severity, listed
+from quantkit.audit.facts import Claim, Finding, Measured, Number, Severity, listed
 from quantkit.layout import format_bytes
 
 Claims = Mapping[str, Claim]
@@ -138,6 +138,11 @@ def _said_bits(item: Measured, claims: Claims) -> int | None:
     return claim.bits if claim is not None and claim.quantized and item.quantized is not False else None
 
 
+def _means_something(number: Number) -> bool:
+    """Whether a perplexity is finite and better than its floors: worse ones move with every rounding."""
+    return number.is_finite and all(number.value < floor.value for floor in number.floors)
+
+
 def merges(group: Sequence[Measured], claims: Claims) -> Iterator[Finding]:
     """Find merged models that are far worse than the adapter they were merged from; the group is one task."""
     by_name = {item.model: item for item in group}
@@ -146,7 +151,7 @@ def merges(group: Sequence[Measured], claims: Claims) -> Iterator[Finding]:
         source = by_name.get(claim.unmerged or "") if claim else None
         if source is None or source.fingerprint != item.fingerprint:
             continue
-        before = {number.where: number for number in source.numbers if number.kind == "perplexity" and number.is_finite}
+        before = {number.where: number for number in source.numbers if number.kind == "perplexity" and _means_something(number)}
         for number in item.numbers:
             other = before.get(number.where)
             if other is not None and number.is_finite and number.value > WORSE * other.value:

@@ -67,14 +67,23 @@ def test_a_result_changed_by_hand_ends_with_code_3(evaluated: Path, tmp_path: Pa
 @pytest.fixture
 def filed(tiny_model: Path, tmp_path: Path) -> tuple[Registry, Path]:
     """A registry with one artifact of ours and its result."""
+    name = "Tiny-sums_SFT_LoRa4_QLORA_w4_headbf16"
+    made(tmp_path, "Tiny-other_SFT_LoRa4_QLORA_w4_headbf16", base=tiny_model)
+    here = artifact_hash(made(tmp_path, name, base=tiny_model))
+    assert here is not None
+    registry = Registry(tmp_path)
+    return registry, registry.add_result(here, "sums", files.quantkit_result(name=name, artifact=here))
+
+
+def made(root: Path, name: str, *, base: Path, overlap: int = 0) -> Path:
+    """Write an adapter's folder with all that the registry looks at."""
     from quantkit.methods import installed_methods
     from quantkit.plan import AdapterPlan, PlanContext
     from quantkit_registry.records import ArtifactRecord, BaseReference, write_record
 
-    name = "Tiny-sums_SFT_LoRa4_QLORA_w4_headbf16"
     plan = installed_methods().plan("QLORA", {}, PlanContext(adapter=AdapterPlan(r=4)))
-    folder = tmp_path / name
-    folder.mkdir()
+    folder = root / name
+    folder.mkdir(exist_ok=True)
     (folder / "adapter_config.json").write_text("{}")
     record = ArtifactRecord(
         name=name,
@@ -82,18 +91,21 @@ def filed(tiny_model: Path, tmp_path: Path) -> tuple[Registry, Path]:
         quantization=plan.spec,
         recipe=plan,
         adapter=plan.adapter,
-        base=BaseReference(name_or_path=str(tiny_model)),
+        base=BaseReference(name_or_path=str(base)),
+        data={"overlap": overlap},
     )
     write_record(folder, record)
     write_manifest(folder)
-    here = artifact_hash(folder)
-    assert here is not None
-    registry = Registry(tmp_path)
-    return registry, registry.add_result(here, "sums", files.quantkit_result(name=name, artifact=here))
+    return folder
 
 
 def test_results_of_artifacts_as_they_stand_are_sound(filed: tuple[Registry, Path]) -> None:
     assert run_verb("audit", [str(filed[0].root), "--strict"]) == 0
+
+
+def test_a_folder_of_results_alone_misses_no_artifact(filed: tuple[Registry, Path], tmp_path: Path) -> None:
+    shutil.copytree(filed[0].root / "results", tmp_path / "elsewhere" / "results")
+    assert run_verb("audit", [str(tmp_path / "elsewhere"), "--strict"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -105,13 +117,14 @@ def test_results_of_artifacts_as_they_stand_are_sound(filed: tuple[Registry, Pat
         ("renamed", 3, "filed as other, but says task sums"),
         ("moved", 3, "but measured on "),
         ("label", 3, "the artifact's record QLORA, 4 bits"),
+        ("overlap", 0, "3 questions of the set it was judged on in training also stood in its training data"),
     ],
 )
 def test_results_that_do_not_belong_to_what_stands_there(
     change: str, code: int, said: str, filed: tuple[Registry, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     registry, file = filed
-    folder = registry.entries()[0].path
+    folder = registry.find("Tiny-sums_SFT_LoRa4_QLORA_w4_headbf16").path
     if change == "artifact":
         (folder / "adapter_config.json").write_text('{"r": 4}')
         write_manifest(folder)
@@ -121,6 +134,11 @@ def test_results_that_do_not_belong_to_what_stands_there(
         (folder / "quantkit_manifest.json").unlink()
     elif change == "renamed":
         file.rename(file.with_name("other.json"))
+    elif change == "overlap":
+        here = artifact_hash(made(registry.root, folder.name, base=folder, overlap=3))
+        assert here is not None
+        shutil.rmtree(file.parent)
+        registry.add_result(here, "sums", files.quantkit_result(name=folder.name, artifact=here))
     elif change == "moved":
         target = file.parent.with_name("0" * 64)
         file.parent.rename(target)
