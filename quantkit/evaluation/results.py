@@ -92,7 +92,7 @@ class Cost:
     decode_tokens_per_s: float | None = None
     """Tokens per second after the first of one answer at a time, after warm-up."""
     latency_s: dict[str, float] = field(default_factory=dict)
-    """`p50`, `p90`, `p99` of the seconds one prompt alone takes to its whole answer, after warm-up."""
+    """Seconds one prompt alone takes to its whole answer, after warm-up: `p50`, from 10 prompts on `p90`, from 100 on `p99`."""
     latency_n: int = 0
     """Prompts that the latencies and the two speeds were measured on."""
     peak_allocated_bytes: dict[str, int] = field(default_factory=dict)
