@@ -15,8 +15,8 @@ from quantkit.console import progress
 from quantkit.errors import UsageError, VerificationError
 from quantkit.evaluation.forward import batches, logits_at_end, pass_tokens
 from quantkit.evaluation.generation import context_length
-from quantkit.evaluation.perplexity import LabelledRow
 from quantkit.evaluation.statistics import Floor, Score, quantile_score, ratio_score, wilson_interval
+from quantkit.evaluation.windows import LabelledRow, Piece, pieces
 
 POSITIONS_AT_ONCE = 256
 """Positions whose logits exist at a time: 50 MB in float32 and model at a vocabulary of 49,152; their softmax as much again."""
@@ -52,6 +52,11 @@ class RowDivergence:
         """Return the mean divergence; None where no position was judged."""
         return math.fsum(self.kl) / len(self.kl) if self.kl else None
 
+    def extend(self, more: "RowDivergence") -> None:
+        """Add the positions of what follows in the same row."""
+        for name in ("kl", "uniform_kl", "agrees", "expected"):
+            getattr(self, name).extend(getattr(more, name))
+
 
 def require_same_vocabulary(tokenizer: Any, other: Any, name: str) -> None:
     """Raise `UsageError` where two tokenizers give one token different numbers, or only one of them has it."""
@@ -70,7 +75,7 @@ def row_divergences(
 ) -> list[RowDivergence]:
     """Return how far `model` is from `reference` at the response positions of each row, in order.
 
-    Rows longer than the shorter context of both are cut there and say so.
+    Of rows longer than the shorter context of both, plain texts are judged in windows, conversations are cut and say so.
 
     Raises:
         UsageError: the models' vocabularies differ in size.
@@ -85,28 +90,31 @@ def row_divergences(
             " vocabulary"
         )
     context = min(context_length(model), context_length(reference))
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids))
+    parts = pieces(rows, context)
+    order = sorted(range(len(parts)), key=lambda at: -len(parts[at].input_ids))
     found: dict[int, RowDivergence] = {}
     training = [item.training for item in (model, reference)]
     model.eval()
     reference.eval()
     try:
-        with torch.inference_mode(), progress(title, len(rows), unit="rows") as bar:
-            lengths = [len(rows[index].input_ids[:context]) for index in order]
+        with torch.inference_mode(), progress(title, len(parts), unit="rows" if len(parts) == len(rows) else "windows") as bar:
+            lengths = [len(parts[at].input_ids) for at in order]
             for batch in batches(lengths, one_pass=pass_tokens(model), most_rows=batch_size):
                 chosen = [order[at] for at in batch]
-                judged = _batch(model, reference, [rows[index] for index in chosen], context)
-                found.update(zip(chosen, judged, strict=True))
+                found.update(zip(chosen, _batch(model, reference, [parts[at] for at in chosen]), strict=True))
                 bar.advance(len(chosen))
     finally:
         model.train(training[0])
         reference.train(training[1])
-    for index, row in sorted(found.items()):
-        if not all(map(math.isfinite, row.kl)):
+    whole = [RowDivergence([], [], [], [], _cut(row, context)) for row in rows]
+    for at, piece in enumerate(parts):
+        whole[piece.row].extend(found[at])
+    for index, joined in enumerate(whole):
+        if not all(map(math.isfinite, joined.kl)):
             raise VerificationError(
                 f"the divergence of row {index} is not finite; the weights or the compute data type of one model are broken"
             )
-    return [found[index] for index in range(len(rows))]
+    return whole
 
 
 def divergence_scores(rows: Sequence[RowDivergence], *, vocabulary: int, seed: int) -> dict[str, Score]:
@@ -163,11 +171,11 @@ def _agreement(rows: Sequence[RowDivergence], *, seed: int, coverage: float, flo
     return replace(score, low=low, high=high, interval="wilson")
 
 
-def _batch(model: Any, reference: Any, rows: Sequence[LabelledRow], context: int) -> list[RowDivergence]:
+def _batch(model: Any, reference: Any, rows: Sequence[Piece]) -> list[RowDivergence]:
     """Judge some rows at once, padded on the right."""
     import torch
 
-    ids = [list(row.input_ids[:context]) for row in rows]
+    ids = [row.input_ids for row in rows]
     longest = max(map(len, ids))
     tokens = torch.zeros((len(ids), longest), dtype=torch.long)
     mask = torch.zeros_like(tokens)
@@ -178,7 +186,7 @@ def _batch(model: Any, reference: Any, rows: Sequence[LabelledRow], context: int
         labels = torch.tensor(list(row.labels[1 : len(kept)]), dtype=torch.long)
         wanted[at, : len(labels)] = labels != -100
     columns = wanted.any(dim=0).nonzero().flatten().tolist()
-    found = [RowDivergence([], [], [], [], _cut(row, context)) for row in rows]
+    found = [RowDivergence([], [], [], []) for _ in rows]
     if not columns:
         return found
     walks = [_Walk(item, tokens, mask) for item in (reference, model)]
@@ -247,4 +255,5 @@ def _compare(reference: Any, other: Any) -> tuple[list[float], list[float], list
 
 
 def _cut(row: LabelledRow, context: int) -> int:
-    return sum(label != -100 for label in row.labels[context:])
+    """Return the response tokens that no piece of a row holds; windows of a plain text leave none."""
+    return 0 if all(label != -100 for label in row.labels[1:]) else sum(label != -100 for label in row.labels[context:])

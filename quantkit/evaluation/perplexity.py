@@ -9,25 +9,17 @@ would need gigabytes at a vocabulary of 150,000. The head is the model's own, so
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from quantkit.console import progress
 from quantkit.errors import UsageError, VerificationError
 from quantkit.evaluation.forward import batches, pass_tokens
 from quantkit.evaluation.generation import context_length
 from quantkit.evaluation.statistics import Floor, Score, bootstrap_ratio
+from quantkit.evaluation.windows import LabelledRow, Piece, cut_tokens, pieces
 
 LOGITS_AT_ONCE = 1024
 """Positions whose logits exist at a time: 200 MB in float32 at a vocabulary of 49,152."""
-
-
-class LabelledRow(Protocol):
-    """A row of token ids with labels of the same length, -100 where not supervised (`quantkit.data.EncodedRow`)."""
-
-    @property
-    def input_ids(self) -> list[int]: ...
-    @property
-    def labels(self) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,35 +35,40 @@ class RowLoss:
 
 
 def row_losses(model: Any, rows: Sequence[LabelledRow], *, batch_size: int, title: str = "perplexity") -> list[RowLoss]:
-    """Return the losses of each row, in order; rows longer than the context are cut there and say so."""
+    """Return the losses of each row, in order.
+
+    Of rows longer than the context, plain texts are judged in windows, conversations are cut there and say so.
+    """
     import torch
 
-    context = context_length(model)
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids))
-    losses: dict[int, RowLoss] = {}
+    parts = sorted(pieces(rows, context_length(model)), key=lambda piece: -len(piece.input_ids))
+    judged: dict[int, list[tuple[Piece, Any]]] = {}
     training = model.training
     model.eval()
-    with progress(title, len(rows), unit="rows") as bar:
-        lengths = [len(rows[index].input_ids[:context]) for index in order]
-        for batch in batches(lengths, one_pass=pass_tokens(model), most_rows=batch_size):
-            chosen = [order[at] for at in batch]
-            ids = [rows[index].input_ids[:context] for index in chosen]
+    with progress(title, len(parts), unit="rows" if len(parts) == len(rows) else "windows") as bar:
+        for batch in batches([len(piece.input_ids) for piece in parts], one_pass=pass_tokens(model), most_rows=batch_size):
+            chosen = [parts[at] for at in batch]
             with torch.inference_mode():
-                nll = _token_nll(model, ids)
-            for row, index in enumerate(chosen):
-                length = len(ids[row])
-                values = nll[row][: length - 1]
-                response = torch.tensor([label != -100 for label in rows[index].labels[1:length]], dtype=torch.bool)
-                losses[index] = RowLoss(
-                    all_nll=float(values.sum()),
-                    all_tokens=length - 1,
-                    response_nll=float(values[response].sum()),
-                    response_tokens=int(response.sum()),
-                    cut_tokens=len(rows[index].input_ids) - length,
-                )
+                nll = _token_nll(model, [piece.input_ids for piece in chosen])
+            for at, piece in enumerate(chosen):
+                judged.setdefault(piece.row, []).append((piece, nll[at][: len(piece.input_ids) - 1]))
             bar.advance(len(chosen))
     model.train(training)
-    return [losses[index] for index in range(len(rows))]
+    return [_row_loss(row, judged[number]) for number, row in enumerate(rows)]
+
+
+def _row_loss(row: LabelledRow, judged: Sequence[tuple[Piece, Any]]) -> RowLoss:
+    """Add up a row's pieces with their losses per token."""
+    import torch
+
+    response = [torch.tensor([label != -100 for label in piece.labels[1:]], dtype=torch.bool) for piece, _ in judged]
+    return RowLoss(
+        all_nll=math.fsum(float(values.sum()) for _, values in judged),
+        all_tokens=sum(len(values) for _, values in judged),
+        response_nll=math.fsum(float(values[kept].sum()) for (_, values), kept in zip(judged, response, strict=True)),
+        response_tokens=sum(int(kept.sum()) for kept in response),
+        cut_tokens=cut_tokens(row, [piece for piece, _ in judged]),
+    )
 
 
 def _token_nll(model: Any, rows: Sequence[Sequence[int]]) -> Any:

@@ -142,3 +142,11 @@ def test_the_tail_is_over_tokens_not_over_rows() -> None:
     scores = divergence_scores(rows, vocabulary=512, seed=0)
     assert scores["kl_p99"].value == 9.0
     assert scores["kl_mean"].value == pytest.approx((15 + 18) / 152)
+
+
+def test_a_plain_text_longer_than_the_context_is_compared_whole(models: tuple[Any, Any]) -> None:
+    ids = [1, *(3 + n % 400 for n in range(700))]
+    (found,) = row_divergences(*models, [Row(ids, [-100, *ids[1:]])], batch_size=2)
+    assert (len(found.kl), found.cut_tokens) == (700, 0)
+    first, second = row_divergences(*models, [Row(ids[:512], [-100, *ids[1:512]]), Row(ids[511:], ids[511:])], batch_size=1)
+    assert found.kl == pytest.approx(first.kl + second.kl, abs=1e-5)

@@ -100,3 +100,14 @@ def test_a_ruined_model_has_a_huge_but_writable_perplexity() -> None:
     score = perplexity_score([RowLoss(5000.0, 1, 5000.0, 1)], [row], over="all", vocabulary=9, seed=0)
     assert score.value == pytest.approx(1e300)
     assert score.is_floor
+
+
+def test_a_plain_text_longer_than_the_context_is_judged_whole_in_windows(model: Any) -> None:
+    ids = [1, *(3 + n % 400 for n in range(1200))]
+    (found,) = row_losses(model, [Row(ids, [-100, *ids[1:]])], batch_size=2)
+    assert (found.all_tokens, found.response_tokens, found.cut_tokens) == (1200, 1200, 0)
+    starts = (0, 511, 1022)
+    windows = [Row(ids[start : start + 512], ids[start : start + 512]) for start in starts]
+    alone = row_losses(model, windows, batch_size=1)
+    assert found.all_nll == pytest.approx(sum(loss.all_nll for loss in alone), rel=1e-5)
+    assert found.response_nll == pytest.approx(found.all_nll)
