@@ -2,8 +2,8 @@
 
 These rates stand beside every score, because a score can look plausible while the text behind it is garbage: on 50 rows of
 SQuAD v2, `!!!!` to every question gets more than the models of a published table. Each is a share of rows with its interval;
-where it is not over all rows, its coverage says over how many. Judging texts by their score alone was the alternative, and
-needs the floors to be complete; these need no right answer.
+where it is not over all rows, its coverage says over how many. Judging texts by their score alone was the alternative; it
+needs the floors to be complete, and cannot tell a weak model from a broken one.
 """
 
 import re
