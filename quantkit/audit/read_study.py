@@ -6,13 +6,12 @@ is said. A fixed layout would read one study's files, and pass over the fault in
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from quantkit.audit.aliases import bound_of, field_of, metric_of, sample_field_of
 from quantkit.audit.facts import Reading
 from quantkit.audit.plain import as_objects
-from quantkit.audit.study_records import Raw, to_measured
+from quantkit.audit.study_records import Raw, named_after, to_measured
 from quantkit.audit.study_rows import Names
 from quantkit.audit.study_wide import by_task, task_of
 from quantkit.audit.tables import Table
@@ -43,7 +42,7 @@ def read_table(file: str, header: list[str], table: Table) -> Reading | None:
     """Return what a table says, one model per row or one answer per row; None where it holds neither."""
     fields = {sample_field_of(plain_name(name)) for name in header}
     if "text" in fields and fields & {"gold", "prompt"} and len(table) > 1:
-        return read_answers(file, [(f"line {line}", cells) for line, cells in table], stem=Path(file).stem)
+        return read_answers(file, [(f"line {line}", cells) for line, cells in table])
     raws = [Raw(where=f"line {line}", cells=dict(cells)) for line, cells in table]
     return _reading(file, raws)
 
@@ -54,15 +53,15 @@ def read_lines(file: str, lines: list[tuple[int, Any]]) -> Reading | None:
     if not objects:
         return None
     if _is_answer(objects[0][1]):
-        return read_answers(file, objects, stem=Path(file).stem)
+        return read_answers(file, objects)
     return read(file, [line for _, line in objects])
 
 
-def read_answers(file: str, answers: list[tuple[str, Any]], *, stem: str) -> Reading | None:
+def read_answers(file: str, answers: list[tuple[str, Any]]) -> Reading | None:
     """Return what a file of single answers says, grouped by model and data set where it names them."""
     groups: dict[tuple[str, str], Raw] = {}
     for where, answer in answers:
-        named: dict[str, str] = {"model": stem, "task": "unnamed"}
+        named: dict[str, str] = {"model": named_after(file), "task": "unnamed"}
         for name, value in answer.items():
             wanted = field_of(plain_name(str(name)))
             if wanted in named and isinstance(value, str) and value.strip():

@@ -1,7 +1,9 @@
 """How does a record of named cells become what was measured, and which of its names were understood?"""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from quantkit.audit.aliases import Metric, bound_of, field_of, metric_of
@@ -14,6 +16,10 @@ SETTINGS = ("batch_size", "max_new_tokens", "num_fewshot", "system_prompt", "dty
 DRAWING = ("decoding", "temperature", "do_sample")
 WORDS = ("model", "task", "method", "seed", "fingerprint", "metric", "load_in_4bit", "load_in_8bit", *SETTINGS, *DRAWING)
 """Facts that are text."""
+COMMON = re.compile(
+    r"(?:[a-z0-9]+_)*(?:metrics?|results?|summary|scores?|predictions?|outputs?|report|evaluation|eval)(?:_.*)?"
+)
+"""Names of files that many models have."""
 TRUE = ("true", "1", "yes")
 COLD = ("0", "0.0", "none", "null")
 DENSE_WORDS = ("noquant", "none", "fp16", "bf16", "fp32", "float16", "bfloat16", "float32", "16bit", "no")
@@ -148,7 +154,7 @@ def _measured(file: str, record: Record, percents: set[str], names: Names, fault
         source="study",
         file=file,
         where=record.raw.where,
-        model=words.get("model", "unnamed"),
+        model=words.get("model") or named_after(file),
         task=words.get("task", "unnamed"),
         numbers=_numbers(record, percents),
         rows=rows,
@@ -176,6 +182,16 @@ def _measured(file: str, record: Record, percents: set[str], names: Names, fault
         parameters=values.get("parameters"),
         overlap=values.get("overlap"),
     )
+
+
+def named_after(file: str) -> str:
+    """Return the name of a model that only its file or folder names.
+
+    >>> named_after("runs/Qwen3-0.6B-base/metrics.json"), named_after("Qwen3-0.6B-base.json")
+    ('Qwen3-0.6B-base', 'Qwen3-0.6B-base')
+    """
+    path = Path(file)
+    return (path.parent.name if COMMON.fullmatch(plain_name(path.stem)) else path.stem) or "unnamed"
 
 
 def _share(share: float | None, count: float | None, n: int | None) -> float | None:

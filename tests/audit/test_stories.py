@@ -100,6 +100,12 @@ def test_labels_that_lie_are_found_one_by_one_and_as_a_pattern(tmp_path: Path) -
     assert "substring test" in pattern.found
 
 
+def test_a_label_in_the_folders_name_counts_where_the_file_names_no_model(tmp_path: Path) -> None:
+    data = {"dataset": "boolq", "n": 50, "accuracy": 0.5, "quantization": {"method": "NoQuant"}}
+    (label,) = found(audit(files.write_json(tmp_path / files.SILENT / "metrics.json", data)), "label")
+    assert (label.model, label.found) == (files.SILENT, "the name says QLORA, 4 bits, the record NoQuant")
+
+
 def test_four_bits_in_the_memory_of_sixteen_are_found(tmp_path: Path) -> None:
     rows = files.labels_summary()
     (memory,) = found(audit(files.write_csv(tmp_path / "summary.csv", rows)), "memory")

@@ -96,10 +96,11 @@ def show(readings: Sequence["Reading"], audit: "Audit", *, skipped: int) -> None
         Column("files", "right"),
         Column("models", "right"),
         Column("numbers", "right"),
-        Column("understood"),
-        Column("not understood"),
     ]
     console.table("Results read", columns, rows, caption=f"{skipped} other files passed by" if skipped else "")
+    for reading in readings:
+        if reading.understood:
+            console.say(_names_taken(reading))
     kinds = {reading.file: reading.kind for reading in readings}
     tables: dict[str, list[list[object]]] = {}
     for finding in audit.findings:
@@ -130,16 +131,15 @@ def _place(file: str, kind: str) -> str:
 
 def _summary(place: str, same: "Sequence[Reading]") -> list[object]:
     measured = [item for reading in same for item in reading.measured]
-    understood = {f"{name} ({field})": None for reading in same for name, field in reading.understood.items()}
-    return [
-        place,
-        same[0].kind,
-        len(same),
-        len({(item.model, item.artifact) for item in measured}),
-        sum(len(item.numbers) for item in measured),
-        ", ".join(understood) or None,
-        ", ".join(dict.fromkeys(name for reading in same for name in reading.not_understood)) or None,
-    ]
+    models = len({(item.model, item.artifact) for item in measured})
+    return [place, same[0].kind, len(same), models, sum(len(item.numbers) for item in measured)]
+
+
+def _names_taken(reading: "Reading") -> str:
+    """Say which columns of an unknown layout were taken for what, and which were not understood."""
+    taken = [name if name == field else f"{name} as {field}" for name, field in reading.understood.items()]
+    left = f"; not understood: {', '.join(reading.not_understood)}" if reading.not_understood else ""
+    return f"{reading.file}: read {', '.join(taken)}{left}"
 
 
 def _cells(finding: "Finding") -> list[object]:
