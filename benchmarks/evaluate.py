@@ -24,7 +24,7 @@ from evaluate_cases import LmEval, Ours, Rows, Way, read_rows
 from goals import Goal, add_flags, finish
 from models import model_folder
 
-BATCH_SIZE = 16
+BATCH_SIZE = 32
 """Default of `quantkit evaluate`."""
 PERPLEXITY_ROWS = 16
 """Texts whose perplexity is compared; nothing is timed there."""

@@ -27,7 +27,7 @@ def evaluate_model(
     tokenizer: Any,
     tasks: Sequence[Task],
     *,
-    batch_size: int = 16,
+    batch_size: int = 32,
     max_new_tokens: int = 64,
     seed: int = 0,
     memory: MemoryLog | None = None,
@@ -82,7 +82,7 @@ def compare_with_reference(
     results: Sequence[TaskResult],
     reference: Reference,
     *,
-    batch_size: int = 16,
+    batch_size: int = 32,
     seed: int = 0,
     memory: MemoryLog | None = None,
 ) -> list[TaskResult]:

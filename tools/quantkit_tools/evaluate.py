@@ -43,8 +43,8 @@ class Flags:
     off the rows)."""
     limit: int | None = None
     """Ask only so many rows of each set, drawn by --seed."""
-    batch_size: int = 16
-    """Prompts at a time."""
+    batch_size: int = 32
+    """Prompts at a time; answers are continued with fewer where the memory does not hold so many."""
     max_new_tokens: int = 64
     """Longest answer in tokens."""
     reference: Annotated[str | None, tyro.conf.arg(metavar="PATH|source")] = None
