@@ -1,10 +1,11 @@
 """How is the loss taken on many positions without ever holding all their logits?
 
-At 2,000 supervised positions and a vocabulary of 49,152 the logits, their logarithms and their gradient are 400 MB each. Here
-the head runs on some positions at a time; each tile's gradient is formed with its loss and only the gradient of the hidden
-states is kept, so the backward pass has nothing left to do and nothing is computed twice (recomputing tiles costs half as much
-again). `torch.nn.functional.linear_cross_entropy` is as fast when told a good tile size (and takes ten times as long with its
-own on a CPU), but knows neither adapters on a head nor what a model does to its logits.
+At 2,250 supervised positions and a vocabulary of 49,152 the logits, their logarithms and their gradient fill 1.3 GB. Here the
+head runs on some positions at a time; each tile's gradient is formed with its loss and only the gradient of the hidden states is
+kept, so the backward pass has nothing left to do and nothing is computed twice (recomputing tiles costs half as much again). A
+plain frozen head works in one piece of memory: 87 MB and a fifth less time. `torch.nn.functional.linear_cross_entropy` is nearly
+as fast when told a good tile size (and ten times slower with its own on a CPU), but knows neither adapters on a head nor what a
+model does to its logits.
 """
 
 from collections.abc import Callable
@@ -26,12 +27,17 @@ def tile_rows(vocabulary: int) -> int:
     return max(TILE_BYTES // (4 * vocabulary), 16)
 
 
+def unchanged(logits: Any) -> Any:
+    """Return logits as they are: what most models do to them."""
+    return logits
+
+
 def known_tails(config: Any) -> list[Tail]:
     """Return what models do to the logits of their heads by the names in their configurations, nothing first."""
     import torch
 
     text = config.get_text_config()
-    tails: list[Tail] = [lambda logits: logits]
+    tails: list[Tail] = [unchanged]
     if cap := getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None):
         tails.append(lambda logits: torch.tanh(logits / cap) * cap)
     if scale := getattr(text, "logit_scale", None):
@@ -73,7 +79,15 @@ def tiled_cross_entropy(head: Any, tail: Tail, hidden: Any, targets: Any) -> Any
 
     learning = torch.is_grad_enabled()
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    rows = tile_rows(vocabulary(head))
+    size = vocabulary(head)
+    rows = tile_rows(size)
+    plain = tail is unchanged and type(head) is torch.nn.Linear and not trained
+    in_place = (
+        plain
+        and hidden.dtype is head.weight.dtype
+        and hidden.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled(hidden.device.type)
+    )
 
     class TiledLoss(torch.autograd.Function):
         """The loss, with its gradients formed in the forward pass."""
@@ -83,14 +97,18 @@ def tiled_cross_entropy(head: Any, tail: Tail, hidden: Any, targets: Any) -> Any
             wanted = [learning and each for each in context.needs_input_grad]
             total = torch.zeros((), dtype=torch.float64, device=states.device)
             gradient = torch.empty_like(states) if wanted[0] else None
+            logits = states.new_empty(min(rows, len(states)), size) if in_place and wanted[0] else None
             sums = [torch.zeros_like(weight) for weight in weights]
             for start in range(0, len(states), rows):
                 part = slice(start, start + rows)
+                if logits is not None and gradient is not None:
+                    total += _loss_in_place(head, states[part], targets[part], logits[: len(states) - start], gradient[part])
+                    continue
                 with torch.set_grad_enabled(any(wanted)):
                     tile = states[part].detach().requires_grad_(wanted[0])
-                    logits = tail(head(tile.unsqueeze(0)))[0]
-                    loss = torch.nn.functional.cross_entropy(full_precision(logits), targets[part], reduction="sum")
-                    del logits
+                    scored = full_precision(tail(head(tile.unsqueeze(0)))[0])
+                    loss = torch.nn.functional.cross_entropy(scored, targets[part], reduction="sum")
+                    del scored
                 total += loss.detach()
                 inputs = [tile, *weights] if wanted[0] else [*weights]
                 if not any(wanted):
@@ -101,7 +119,7 @@ def tiled_cross_entropy(head: Any, tail: Tail, hidden: Any, targets: Any) -> Any
                 for weight_sum, part_of_it in zip(sums, formed, strict=True):
                     weight_sum.add_(part_of_it)
             context.gradients = gradient, sums
-            return total.to(loss.dtype)
+            return total if states.dtype is torch.float64 else total.float()
 
         @staticmethod
         def backward(context: Any, *outer: Any) -> Any:
@@ -112,6 +130,24 @@ def tiled_cross_entropy(head: Any, tail: Tail, hidden: Any, targets: Any) -> Any
 
     apply: Any = TiledLoss.apply
     return apply(hidden, *trained)
+
+
+def _loss_in_place(head: Any, states: Any, targets: Any, logits: Any, gradient: Any) -> Any:
+    """Return the summed cross entropy of a frozen linear head; write the gradient of `states` [positions, width].
+
+    `logits` [positions, vocabulary] is memory to work in: a fifth of the time goes where each tile asks for new memory.
+    """
+    import torch
+
+    torch.mm(states, head.weight.t(), out=logits)
+    if head.bias is not None:
+        logits += head.bias
+    places = targets[:, None]
+    largest, aimed_at = logits.amax(1, keepdim=True), logits.gather(1, places)
+    sums = logits.sub_(largest).exp_().sum(1, keepdim=True)
+    logits.div_(sums).scatter_add_(1, places, torch.full_like(aimed_at, -1.0))  # softmax - one at the target
+    torch.mm(logits, head.weight, out=gradient)
+    return (sums.log() + largest - aimed_at).sum()
 
 
 def vocabulary(head: Any) -> int:

@@ -55,6 +55,26 @@ def test_loss_and_gradients_are_those_without_tiles(name: str) -> None:
     assert_same(loss_and_gradients(model, tail), loss_and_gradients(model, None))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_frozen_head_forms_its_gradient_in_place(dtype: torch.dtype, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(tiles, "tile_rows", lambda _: 3)
+    head = torch.nn.Linear(8, 32, bias=bias, dtype=dtype).requires_grad_(False)
+    calls: list[int] = []
+    head.register_forward_hook(lambda *_: calls.append(1))
+    hidden = (torch.randn(7, 8) * 40).to(dtype).requires_grad_()
+    targets = torch.randint(0, 32, (7,))
+    expected = torch.nn.functional.cross_entropy(tiles.full_precision(head(hidden)), targets, reduction="sum") * 2
+    (wanted,) = torch.autograd.grad(expected, hidden)
+    calls.clear()
+    loss = tiles.tiled_cross_entropy(head, tiles.unchanged, hidden, targets) * 2
+    (found,) = torch.autograd.grad(loss, hidden)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(found, wanted)
+    assert bool(calls) == (dtype is torch.bfloat16)
+
+
 @pytest.mark.usefixtures("small_tiles")
 def test_an_adapter_on_the_head_learns_in_tiles_too() -> None:
     model = attach_adapter(
