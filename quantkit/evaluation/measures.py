@@ -5,6 +5,7 @@ that made a silenced model look best.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -127,12 +128,13 @@ def mcnemar(right: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
 def exact_p(first: int, second: int) -> float:
     """Return the two-sided p-value of so many rows that only one of two models got right (binomial, share one half).
 
-    >>> exact_p(6, 0), exact_p(5, 0), exact_p(3, 3), exact_p(0, 0)
-    (0.03125, 0.0625, 1.0, 1.0)
+    >>> [round(exact_p(*rows), 5) for rows in ((6, 0), (5, 0), (3, 3), (0, 0))]
+    [0.03125, 0.0625, 1.0, 1.0]
     """
     n, fewer = first + second, min(first, second)
-    tail = sum(math.comb(n, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / (1 << n))
+    scale = math.lgamma(n + 1) - n * math.log(2)
+    tail = math.fsum(math.exp(scale - math.lgamma(k + 1) - math.lgamma(n - k + 1)) for k in range(fewer + 1))
+    return min(1.0, 2 * tail)
 
 
 def _smallest_shown(discordant: int, n: int) -> float | None:
@@ -140,7 +142,7 @@ def _smallest_shown(discordant: int, n: int) -> float | None:
     if n < FEWEST_TO_SHOW:
         return None
     rows = max(discordant, FEWEST_TO_SHOW)
-    first = next(first for first in range((rows + 1) // 2, rows + 1) if exact_p(first, rows - first) < 0.05)
+    first = bisect_left(range(rows + 1), True, lo=(rows + 1) // 2, key=lambda first: exact_p(first, rows - first) < 0.05)
     return 100.0 * (2 * first - rows) / n
 
 
