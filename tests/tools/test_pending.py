@@ -60,7 +60,7 @@ def start(root: Path, *more: str) -> "subprocess.Popen[str]":
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, Any, str]:
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=400)
     return process.returncode, json.loads(out) if out else None, err
 
 
@@ -69,7 +69,7 @@ def files_of(root: Path) -> dict[Path, int]:
 
 
 def wait_for(found: Any, what: str) -> Any:
-    for _ in range(1200):
+    for _ in range(3600):
         if value := found():
             return value
         time.sleep(0.05)

@@ -18,6 +18,8 @@ from quantkit_registry.records import read_record
 from quantkit_registry.store import Registry
 from quantkit_registry.verify import name_contradictions
 from quantkit_tools import sweep_running
+from quantkit_tools.merge_flags import parse_merge_flags
+from quantkit_tools.merge_planning import plan_merge
 from quantkit_tools.sweep_commands import command_of, jobs, slurm_script, write_runs
 from quantkit_tools.sweep_costs import adapter_weights
 from quantkit_tools.sweep_evaluation import evaluation_words
@@ -143,13 +145,12 @@ def test_a_dry_run_writes_nothing(write: Any, read_json: Any, tmp_path: Path) ->
 
 
 def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(write: Any, quantkit: Any, tmp_path: Path) -> None:
-    rules = [{"quant_method": "NoQuant", "merge": "dequantized"}]
-    vary = TWO_BY_TWO["vary"] | {"merge": ["kept", "dequantized"]}
-    path, root = write(vary=vary, exclude=rules), tmp_path / "artifacts"
+    vary = TWO_BY_TWO["vary"] | {"merge": ["kept"]}
+    path, root = write(vary=vary), tmp_path / "artifacts"
     command = [sys.executable, "-m", "quantkit_tools.cli", "sweep", str(path)]
     second = root / ".sweeps" / "small" / "logs" / f"Tiny-Llama-openmath_SFT_DoRa4_NoQuant_w16_{TAG}.log"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for _ in range(2400):
+        for _ in range(3600):
             if second.exists() or process.poll() is not None:
                 break
             time.sleep(0.05)
@@ -162,7 +163,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(write: Any, quantk
     code, out, err = quantkit("sweep", path, "--json")
     assert code == 0, err
     said = json.loads(out)
-    assert len(said["done"]) == 4
+    assert len(said["done"]) == 3
     assert said["failed"] == {}
     entries = {entry.name: entry for entry in Registry(root).artifacts()}
     assert set(entries) == set(said["done"])
@@ -175,6 +176,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(write: Any, quantk
     assert left_to_do(plan, journal_of(plan)) == []
     assert quantkit("sweep", path, "--emit", "commands")[1] == ""
     _without_the_journal_artifacts_speak_for_themselves(plan)
+    _more_merges_train_nothing_again(planned(write(**TWO_BY_TWO)))
     _other_rows_or_settings_under_the_name_are_in_the_way(plan, write, vary)
 
 
@@ -182,6 +184,14 @@ def _without_the_journal_artifacts_speak_for_themselves(plan: SweepPlan) -> None
     for file in (plan.work / "steps").iterdir():
         file.unlink()
     assert left_to_do(plan, journal_of(plan)) == []
+
+
+def _more_merges_train_nothing_again(plan: SweepPlan) -> None:
+    left = left_to_do(plan, journal_of(plan))
+    assert [step.kind for step in left] == ["merge"] * 4
+    for step in left:
+        job = plan_merge(parse_merge_flags(command_of(plan, step)[1:]).config, installed_methods())
+        assert (job.target, job.name, job.policy) == (step.target, step.name, step.policy)
 
 
 def _other_rows_or_settings_under_the_name_are_in_the_way(plan: SweepPlan, write: Any, vary: dict[str, Any]) -> None:
