@@ -135,6 +135,18 @@ def test_packing_trains_on_every_row_of_an_epoch_in_fewer_batches(
     assert result.steps < len(data.train) / 3
 
 
+def test_packed_rows_are_laid_out_as_the_rows_of_any_batch_so_they_see_themselves_only(data: Any) -> None:
+    from quantkit.training.layouts import FlatCollator
+    from quantkit.training.run import _with_rows
+
+    collate = _with_rows(FlatCollator(share=True))
+    rows = data.train[:5]
+    packed, single = collate([rows[:2], rows[2:]]), collate([[row] for row in rows])
+    assert packed["layout"] == single["layout"]
+    assert packed["layout"].tokens == sum(len(row.input_ids) for row in rows)
+    assert all(torch.equal(packed[name], single[name]) for name in ("input_ids", "position_ids", "labels", "rows"))
+
+
 def test_packing_without_padding_free_is_refused() -> None:
     with pytest.raises(UsageError, match="packing is on and padding_free is off"):
         config(packing=True, padding_free=False)
