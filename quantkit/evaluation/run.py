@@ -138,7 +138,7 @@ def _evaluate_task(setup: Setup, task: Task) -> TaskResult:
             **measured.settings,
             "dtype": str(setup.model.dtype).removeprefix("torch."),
             "device": str(setup.model.device),
-            "system_prompt": _system_prompt(task),
+            "system_prompt": task.system_prompt,
             **task.settings(),
         },
         scores=measured.scores,
@@ -162,9 +162,3 @@ def _cost(measured: Measured, stages: MemoryLog) -> Cost:
         peak_allocated_bytes=peaks.peak_allocated_bytes,
         peak_reserved_bytes=peaks.peak_reserved_bytes,
     )
-
-
-def _system_prompt(task: Task) -> str | None:
-    """Return the one system prompt of the rows; None where there is none or they differ."""
-    found = {turn["content"] for example in task.examples for turn in example.messages if turn["role"] == "system"}
-    return found.pop() if len(found) == 1 else None

@@ -37,7 +37,7 @@ def why_pending(found: Mapping[str, Any] | None, task: "Task", flags: Flags, ref
     wanted = {"kind": task.kind, "seed": flags.seed, "n": len(task.examples)}
     said = found.get("settings")
     settings: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
-    asked = {"max_new_tokens": flags.max_new_tokens, "system_prompt": _system_prompt(task), **_plain(task.settings())}
+    asked = {"max_new_tokens": flags.max_new_tokens, "system_prompt": task.system_prompt, **_plain(task.settings())}
     pairs = [(name, found.get(name), value) for name, value in wanted.items()]
     pairs += [(name, settings[name], value) for name, value in asked.items() if name in settings]
     for name, value, other in pairs:
@@ -61,12 +61,6 @@ def reference_of(flags: Flags, registry: Registry, artifact: Artifact) -> str | 
     name = path.rstrip("/").rpartition("/")[2] if folder is None else folder.name
     known = artifact_hash(folder) if folder is not None and not (folder / ADAPTER_CONFIG).is_file() else None
     return f"{name} {known[:HASH_SHOWN]}" if known else name
-
-
-def _system_prompt(task: "Task") -> str | None:
-    """Return the one system prompt of the rows; None where there is none or they differ."""
-    found = {turn["content"] for example in task.examples for turn in example.messages if turn["role"] == "system"}
-    return found.pop() if len(found) == 1 else None
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,12 @@ class Task(ABC):
         if not self.examples:
             raise UsageError(f"{self.source}: no rows to evaluate")
 
+    @property
+    def system_prompt(self) -> str | None:
+        """Return the one system prompt of the rows; None where there is none or they differ."""
+        found = {turn["content"] for example in self.examples for turn in example.messages if turn["role"] == "system"}
+        return found.pop() if len(found) == 1 else None
+
     @classmethod
     def decided_by(cls, examples: Sequence[Example]) -> dict[str, Any]:  # noqa: ARG003
         """Return fields that all rows of a data set decide, also those that `--limit` leaves out; none by default."""
