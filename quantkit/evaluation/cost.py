@@ -15,6 +15,9 @@ from quantkit.console import progress
 from quantkit.errors import UsageError
 from quantkit.evaluation.generation import timed_answer
 from quantkit.files import MANIFEST, read_manifest
+from quantkit.headers.stored import DENSE_DTYPES
+from quantkit.headers.tensorfiles import StoredTensor, read_tensor_index
+from quantkit.layers import features, is_linear, linear_layers
 
 if TYPE_CHECKING:
     from quantkit.modeling import ModelSource
@@ -117,21 +120,22 @@ def size_on_disk(path: str | Path) -> int:
 def bits_per_weight(model: Any, source: "ModelSource") -> float | None:
     """Return the bits that hold a loaded model's weights, by the number of weights; an adapter's are counted with its base's.
 
-    Bits are read off the files. Where the weights were quantized while loading, the files do not know it, and the tensors in
-    memory are counted, as they would be saved. None where the weights stand in no file whose tensors can be listed.
+    Bits are read off the files, so that a model weighs the same whatever it computes in. Only layers that were quantized while
+    loading, which no file knows, are counted in memory, as they would be saved. None where the weights stand in no file whose
+    tensors can be listed.
     """
-    weights = count_weights(model)
-    if source.plan is not None and source.plan.spec.is_quantized:
-        stored = _state_bytes(model)
+    base = _tensors(Path(source.base if source.kind == "adapter" else source.path), "model")  # type: ignore[arg-type]
+    adapter = _tensors(Path(source.path), "adapter_model") if source.kind == "adapter" else []
+    if base is None or adapter is None:
+        return None
+    stored, elements = (8 * sum(item.size_bytes for item in base), sum(item.elements for item in base))
+    if all(item.dtype in DENSE_DTYPES for item in base) and (quantized := _quantized_layers(model)):
+        inside = sum(math.prod(features(module)) for module in quantized)
+        bits = stored * (1 - inside / elements) + 8 * sum(map(_saved_bytes, quantized))
+        weights = elements + sum(item.elements for item in adapter)
     else:
-        folders = [(source.path, "model")]
-        if source.kind == "adapter":
-            folders = [(source.path, "adapter_model"), (str(source.base), "model")]
-        sizes = [_tensor_bytes(Path(folder), stem) for folder, stem in folders]
-        if None in sizes:
-            return None
-        stored = sum(size for size in sizes if size is not None)
-    return round(8 * stored / weights, 4) if weights else None
+        bits, weights = stored, count_weights(model)
+    return round((bits + 8 * sum(item.size_bytes for item in adapter)) / weights, 4)
 
 
 def count_weights(model: Any) -> int:
@@ -141,8 +145,6 @@ def count_weights(model: Any) -> int:
     >>> count_weights(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)))
     21
     """
-    from quantkit.layers import features, is_linear
-
     seen: dict[int, int] = {}
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
@@ -156,19 +158,20 @@ def count_weights(model: Any) -> int:
     return sum(seen.values())
 
 
-def _state_bytes(model: Any) -> int:
-    """Return the bytes of what a model in memory would be saved as, shared tensors once."""
-    tensors = [item for item in model.state_dict().values() if hasattr(item, "data_ptr")]
-    return sum({(item.data_ptr(), item.nbytes): item.nbytes for item in tensors}.values())
+def _quantized_layers(model: Any) -> list[Any]:
+    from quantkit.backends import layer_facts
+
+    return [module for module in linear_layers(model).values() if layer_facts(module).format != "dense"]
 
 
-def _tensor_bytes(path: Path, stem: str) -> int | None:
-    """Return the bytes of all tensors of a folder's safetensors files; None where they cannot be listed."""
-    from quantkit.headers.tensorfiles import read_tensor_index
+def _saved_bytes(module: Any) -> int:
+    """Return the bytes of a quantized layer's codes, scales and tables."""
+    return sum(item.nbytes for name, item in module.state_dict().items() if name != "bias" and hasattr(item, "nbytes"))
 
-    if path.is_file() and path.suffix.lower() == ".gguf":
-        return path.stat().st_size
+
+def _tensors(path: Path, stem: str) -> list[StoredTensor] | None:
+    """Return the tensors of a folder's safetensors files; None where they cannot be listed."""
     try:
-        return sum(tensor.size_bytes for tensor in read_tensor_index(path, stem=stem).tensors.values())
+        return list(read_tensor_index(path, stem=stem).tensors.values())
     except UsageError:
         return None

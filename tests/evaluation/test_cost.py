@@ -118,16 +118,18 @@ def test_bits_of_a_dense_model_are_those_of_its_files(loaded: tuple[Any, Any], t
     assert bits_per_weight(model, source(tiny_model, "NoQuant")) == 16.0
 
 
-def test_bits_of_weights_quantized_while_loading_are_counted_in_memory_with_their_scales(tiny_model: Path) -> None:
-    nf4 = source(tiny_model, "QLORA")
-    model = load_source(nf4, installed_methods(), device="cpu")
-    linear = sum(parameter.numel() for parameter in dense(tiny_model) if parameter.ndim == 2) - 512 * 128
-    rest = count_weights(model) - linear
-    bits = bits_per_weight(model, nf4)
+@pytest.mark.parametrize("compute_dtype", ["bfloat16", "float32"])
+def test_layers_quantized_while_loading_are_counted_with_their_scales_and_the_rest_as_stored(
+    compute_dtype: str, tiny_model: Path
+) -> None:
+    nf4 = source(tiny_model, "QLORA", compute_dtype=compute_dtype)
+    bits = bits_per_weight(load_source(nf4, installed_methods(), device="cpu"), nf4)
+    weights = [parameter.numel() for parameter in dense_model(tiny_model).parameters() if parameter.ndim == 2]
+    linear, rest = sum(weights) - 512 * 128, count_weights(dense_model(tiny_model)) - sum(weights) + 512 * 128
+    # 4 bits of code and 8 of absmax per 64 where quantized, 16 elsewhere; tables of 28 small layers come on top
+    least = (linear * (4 + 8 / 64) + rest * 16) / (linear + rest)
     assert bits is not None
-    # 4 bits of code, 8 of absmax per 64 (nested), 16 where dense; small tables and states come on top
-    assert bits == pytest.approx((linear * (4 + 8 / 64) + rest * 16) / (linear + rest), rel=0.1)
-    assert bits > (linear * 4.125 + rest * 16) / (linear + rest)
+    assert least < bits < least + 0.5
 
 
 def test_an_adapters_bits_are_counted_with_its_bases(tiny_model: Path, tmp_path: Path) -> None:
@@ -150,8 +152,8 @@ def test_bits_of_pickled_weights_are_not_guessed(loaded: tuple[Any, Any], tmp_pa
     assert bits_per_weight(loaded[0], source(tmp_path, "NoQuant")) is None
 
 
-def source(path: Path, method: str, **changes: Any) -> ModelSource:
-    plan = installed_methods().plan(method, {}, PlanContext(adapter=AdapterPlan(r=8), compute_dtype="bfloat16"))
+def source(path: Path, method: str, *, compute_dtype: str = "bfloat16", **changes: Any) -> ModelSource:
+    plan = installed_methods().plan(method, {}, PlanContext(adapter=AdapterPlan(r=8), compute_dtype=compute_dtype))
     spec: QuantizationSpec = plan.spec
     return ModelSource(path=str(path), plan=plan, spec=spec, **changes)
 
@@ -160,7 +162,3 @@ def dense_model(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder)
-
-
-def dense(folder: Path) -> Any:
-    return dense_model(folder).parameters()
