@@ -180,6 +180,7 @@ def test_options_that_were_judged_are_not_judged_again(tiny_model: Path, tmp_pat
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from quantkit.evaluation import measuring
+    from quantkit.evaluation.likelihood import loglikelihoods
     from quantkit.evaluation.run import evaluate_model
     from quantkit.evaluation.sources import read_tasks
 
@@ -192,7 +193,7 @@ def test_options_that_were_judged_are_not_judged_again(tiny_model: Path, tmp_pat
         read_tasks([str(tmp_path / "rows.jsonl")], kind="choice-likelihood"),
     )
     plain = evaluate_model(*loaded, tasks, batch_size=2)[0]
-    judged = measuring.loglikelihoods
+    judged = loglikelihoods
 
     class Killed(BaseException):
         pass
