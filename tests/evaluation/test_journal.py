@@ -70,7 +70,7 @@ def test_a_file_that_is_cut_off_anywhere_gives_its_whole_lines_and_can_be_gone_o
     lines = written(tmp_path / "whole")
     content = b"".join(lines)
     ends = [len(b"".join(lines[: count + 1])) for count in range(len(lines))]
-    for size in range(len(content) + 1):
+    for size in sorted({*range(0, len(content), 9), *(end + by for end in ends for by in (-1, 0))}):
         path = tmp_path / "cut"
         path.write_bytes(content[:size])
         with Journal(path, KEY) as journal:
