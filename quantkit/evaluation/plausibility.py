@@ -14,7 +14,9 @@ from quantkit.evaluation.perplexity import row_losses
 from quantkit.evaluation.statistics import Floor, Score, ratio_score, share_score
 
 UNLIKELY = 0.5
-"""Share of ln(vocabulary), the surprise of a uniform guess, from which an answer counts as unlikely."""
+"""Share of ln(vocabulary), the surprise of a uniform guess, from which an answer counts as unlikely: 5.4 nats per token for
+SmolLM2-135M-Instruct. It finds its own answers at 0.3 to 0.9 nats, those of a model trained to another format at 1.7 to 3.9,
+fluent text about something else at 2.9 to 4.8, words of the task in a random order at 5.1 to 8.1, random words from 8.6 on."""
 
 
 FEWEST_TOKENS = 8
