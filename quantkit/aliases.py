@@ -58,6 +58,8 @@ BITS_METHODS: dict[int, tuple[str, ...]] = {
 """quant_bits → the methods that it may stand beside; alone it means the first (4 bit with DoRa, VeRa or fp4: the second)."""
 
 SETTINGS = frozenset(item.name for item in fields(RunConfig))
+PASSED_ON = "seed"
+"""The one setting that a method may have an option of the same name for: it gets the run's value."""
 PLAIN = (str, int, float, type(None), list, tuple, dict, PurePath)
 Given = dict[str, tuple[str, Any]]
 """Canonical name → the spelling found and its value."""
@@ -94,7 +96,9 @@ def resolve(values: Mapping[str, Any], *, methods: Any = None) -> dict[str, Any]
     nested = given.pop("method_options", ("", None))[1] or {}
     if not isinstance(nested, Mapping):
         raise UsageError(f"method_options is {nested!r}; it must map option names to values")
-    options = _options({name: item for name, item in given.items() if name not in SETTINGS}, nested, method, methods)
+    options = _options(
+        {name: item for name, item in given.items() if name not in SETTINGS}, nested, method, methods, seed=given.get(PASSED_ON)
+    )
     settings = {name: value for name, (_, value) in given.items() if name in SETTINGS}
     if "model_name_or_path" not in settings:
         raise UsageError("no model is named; set model_name_or_path (MODEL, base_model) to a folder or a hub id")
@@ -107,12 +111,17 @@ def _installed() -> Any:
     return installed_methods()
 
 
-def _options(flat: Given, nested: Mapping[str, Any], method: str, methods: Any) -> dict[str, Any]:
-    """Return the method's options, converted; every other name is an error that says whose option it is, if anybody's."""
+def _options(
+    flat: Given, nested: Mapping[str, Any], method: str, methods: Any, *, seed: tuple[str, Any] | None
+) -> dict[str, Any]:
+    """Return the method's options, converted; every other name is an error that says whose option it is, if anybody's.
+
+    A method with an option `seed` gets the run's: one word, one number. Other names of run settings are no options.
+    """
     own = [item.name for item in fields(methods.info(method).options)]
-    if shared := SETTINGS.intersection(own):
+    if shared := SETTINGS.intersection(own) - {PASSED_ON}:
         raise PluginError(f"{methods.source(method)}: the options {', '.join(sorted(shared))} have the names of run settings")
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {PASSED_ON: seed[1]} if PASSED_ON in own and seed is not None else {}
     for name, (spelling, value) in {**{str(key): (f"method_options.{key}", nested[key]) for key in nested}, **flat}.items():
         if name in nested and nested[name] != value:
             raise UsageError(f"{spelling}={value!r} and method_options.{name}={nested[name]!r} contradict each other; keep one")

@@ -10,6 +10,7 @@ import pytest
 from quantkit.aliases import RENAMED, SETTINGS, TRANSLATED, canonical, with_choices
 from quantkit.config import RunConfig
 from quantkit.errors import PluginError, UnknownMethodError, UsageError
+from quantkit.methods import installed_methods
 from tests.settings_methods import settings_methods
 
 METHODS = settings_methods()
@@ -167,10 +168,29 @@ def test_a_run_without_a_model_says_so() -> None:
 def test_a_plugin_whose_option_has_the_name_of_a_setting_is_told() -> None:
     @dataclass(frozen=True)
     class Options:
+        optim: str = ""
+
+    with pytest.raises(PluginError, match=r"plugin 'RTN' of tests 1\.0: the options optim have the names of run settings"):
+        RunConfig.from_mapping(M | {"quant_method": "RTN"}, methods=settings_methods(RTN=Options))
+
+
+def test_a_method_with_a_seed_gets_the_runs() -> None:
+    @dataclass(frozen=True)
+    class Options:
         seed: int = 0
 
-    with pytest.raises(PluginError, match=r"plugin 'RTN' of tests 1\.0: the options seed have the names of run settings"):
-        RunConfig.from_mapping(M | {"quant_method": "RTN"}, methods=settings_methods(RTN=Options))
+    methods = settings_methods(RTN=Options)
+    config = RunConfig.from_mapping(M | {"quant_method": "RTN", "seed": 7}, methods=methods)
+    assert (config.seed, config.method_options) == (7, {"seed": 7})
+    assert RunConfig.from_mapping(M | {"quant_method": "RTN"}, methods=methods).method_options == {}
+    nested = M | {"quant_method": "RTN", "seed": 7, "method_options": {"seed": 3}}
+    assert RunConfig.from_mapping(nested, methods=methods).method_options == {"seed": 3}
+
+
+@pytest.mark.parametrize("method", installed_methods().names)
+def test_a_run_can_name_every_method_that_ships(method: str) -> None:
+    config = RunConfig.from_mapping(M | {"quant_method": method, "seed": 7})
+    assert config.quant_method == method
 
 
 def test_a_choice_replaces_what_decided_it_under_any_name() -> None:

@@ -34,7 +34,7 @@ class AutoRoundOptions:
     """Steps for each block."""
     batch_size: int = 8
     """Calibration rows in one step."""
-    learning_rate: float | None = None
+    rounding_learning_rate: float | None = None
     """First step of rounding offsets and clipping; none: 1/iterations, as published."""
     equal_tokens: bool = True
     """Let every calibration token count alike, however large it is; false: as published, where huge first tokens decide."""
@@ -47,8 +47,8 @@ class AutoRoundOptions:
         for name in ("iterations", "batch_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
-            raise UsageError(f"learning_rate is {self.learning_rate}; it must be above 0 and at most 1")
+        if self.rounding_learning_rate is not None and not 0 < self.rounding_learning_rate <= 1:
+            raise UsageError(f"rounding_learning_rate is {self.rounding_learning_rate}; it must be above 0 and at most 1")
 
 
 @hookimpl
@@ -136,7 +136,7 @@ def learn_rounding(
     wrappers = {name: _wrapped(name, linear, spec, scale_dtype, block.device) for name, linear in block.linears.items()}
     start = {name: {key: value.detach().clone() for key, value in item.params.items()} for name, item in wrappers.items()}
     parameters = [value for item in wrappers.values() for value in item.params.values()]
-    rate, steps = options["learning_rate"] or 1 / options["iterations"], options["iterations"]
+    rate, steps = options["rounding_learning_rate"] or 1 / options["iterations"], options["iterations"]
     optimizer = SignSGD(parameters, lr=rate, weight_decay=0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
     generator = torch.Generator().manual_seed(options["seed"] + block.index)

@@ -92,7 +92,7 @@ class TestDynamicInt8(NamedContract):
 class TestAutoRound(NamedContract):
     method = "AutoRound"
     options: ClassVar[dict[str, object]] = {"group_size": 32, "iterations": 5}
-    other_options: ClassVar[dict[str, object]] = {"learning_rate": 0.5, "seed": 1}
+    other_options: ClassVar[dict[str, object]] = {"rounding_learning_rate": 0.5, "seed": 1}
 
 
 class TestHqq(NamedContract):

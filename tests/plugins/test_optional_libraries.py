@@ -129,7 +129,7 @@ def test_autoround_lowers_the_error_of_rounding_to_nearest_and_repeats_itself(ti
             "group_size": 32,
             "symmetric": symmetric,
             "iterations": iterations,
-            "learning_rate": 0.02,
+            "rounding_learning_rate": 0.02,
         }
         plan, seen = plan_of("AutoRound", **settings), errors.setdefault(iterations, [])
         work = QuantizationWork(report=lambda report: seen.append(report.output_error or 0.0))
@@ -146,7 +146,7 @@ def test_autoround_lowers_the_error_of_rounding_to_nearest_and_repeats_itself(ti
     [
         ({"iterations": 0}, "iterations is 0; it must be at least 1"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
-        ({"learning_rate": 2.0}, "learning_rate is 2.0; it must be above 0 and at most 1"),
+        ({"rounding_learning_rate": 2.0}, "rounding_learning_rate is 2.0; it must be above 0 and at most 1"),
         ({"group_size": 0}, "group_size is 0; it must be a number of columns, or -1"),
     ],
 )

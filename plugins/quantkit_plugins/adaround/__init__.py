@@ -24,7 +24,7 @@ class AdaRoundOptions:
     """What learning starts from: error feedback (GPTQ), or the nearest levels, as in the paper."""
     iterations: int = 20
     """Steps of Adam on each layer, each over all calibration tokens; the paper takes 10000 on mini-batches."""
-    learning_rate: float = 0.1
+    rounding_learning_rate: float = 0.1
     """Step size of Adam on V."""
     reg_weight: float = 100.0
     """Weight of the regulariser that makes codes decide; losses are scaled to rounding noise, so it fits all layers."""
@@ -50,7 +50,7 @@ class AdaRoundOptions:
             raise UsageError(f"group_size is {self.group_size}; it must be a number of columns, or -1 for the whole row")
         if self.iterations < 1:
             raise UsageError(f"iterations is {self.iterations}; at least 1 step is needed")
-        for name in ("learning_rate", "beta_start", "beta_end"):
+        for name in ("rounding_learning_rate", "beta_start", "beta_end"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be a positive number")
         for name in ("reg_weight", "sweeps"):
@@ -114,7 +114,7 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
     settings = Settings(
         annealing=Annealing(options["iterations"], options["beta_start"], options["beta_end"], options["warmup"]),
         start=options["start"],
-        learning_rate=options["learning_rate"],
+        learning_rate=options["rounding_learning_rate"],
         reg_weight=options["reg_weight"],
         damp_percent=options["damp_percent"],
         refit=options["refit_scales"],

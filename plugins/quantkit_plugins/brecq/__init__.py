@@ -26,7 +26,7 @@ class BrecqOptions:
     """Steps of Adam on each block, each over one batch of calibration rows; the paper takes 20000."""
     batch_size: int = 4
     """Calibration rows in a step."""
-    learning_rate: float = 0.2
+    rounding_learning_rate: float = 0.2
     """Step size of Adam on V."""
     scale_learning_rate: float = 0.02
     """Step size of Adam on the logarithms of the scales, falling to zero; 0 holds the scales, as in the paper."""
@@ -57,7 +57,7 @@ class BrecqOptions:
         for name in ("iterations", "batch_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("learning_rate", "beta_start", "beta_end"):
+        for name in ("rounding_learning_rate", "beta_start", "beta_end"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be a positive number")
         for name in ("scale_learning_rate", "reg_weight", "seed"):
@@ -120,7 +120,7 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
     settings = Settings(
         annealing=Annealing(options["iterations"], options["beta_start"], options["beta_end"], options["warmup"]),
         start=options["start"],
-        learning_rate=options["learning_rate"],
+        learning_rate=options["rounding_learning_rate"],
         scale_learning_rate=options["scale_learning_rate"],
         settling=options["settling"],
         reg_weight=options["reg_weight"],
