@@ -33,7 +33,7 @@ def evaluate_harness(
     limit: int | None = None,
     apply_chat_template: bool = False,
     system_prompt: str | None = None,
-    batch_size: int = 16,
+    batch_size: int = 32,
     seed: int = 0,
     memory: MemoryLog | None = None,
     on_result: Callable[[TaskResult], None] | None = None,
