@@ -106,8 +106,12 @@ class RunConfig:
     """Gradients are scaled down to this norm; 0: never."""
     optim: str | None = None
     """Optimizer, as transformers spells it (adamw_torch, paged_adamw_8bit, …); None: the method's choice."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again instead of keeping it: nothing, MLPs, or whole decoder blocks."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    """The same as recompute full."""
+    fused_adapters: bool = True
+    """Compute adapters in place, with a backward pass of their own: less time and memory, the same results."""
     group_by_length: bool = False
     """Put rows of similar length into one batch: less padding."""
     padding_free: bool = True
@@ -164,6 +168,8 @@ class RunConfig:
                 raise UsageError(f"settings: {name} is {value!r}; it must be {wanted}")
         if self.packing and not self.padding_free:
             raise UsageError("settings: packing is on and padding_free is off; packed rows have no padding, so turn both on")
+        if self.gradient_checkpointing and self.recompute == "selective":
+            raise UsageError("settings: recompute is selective and gradient_checkpointing is on, which means full; leave one out")
         nameable = [*(name for name in self.to_dict() if name not in NOT_IN_NAMES), *self.method_options]
         for name in self.name_settings:
             if name not in nameable:

@@ -85,7 +85,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         except torch.OutOfMemoryError as error:
             raise QuantkitError(
                 f"{self.where()}: the device is out of memory ({str(error).splitlines()[0]}). Halve"
-                " per_device_train_batch_size and double gradient_accumulation_steps, or set gradient_checkpointing"
+                " per_device_train_batch_size and double gradient_accumulation_steps, or set recompute to selective or full"
             ) from None
         if not self.gradients_checked:
             check_gradients(self.model, where=self.where())

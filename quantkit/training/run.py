@@ -21,6 +21,7 @@ from quantkit.training.checkpoints import RunState, check_same_run, find_checkpo
 from quantkit.training.guards import check_learned
 from quantkit.training.interrupt import interruptible
 from quantkit.training.precision import arithmetic_dtype, training_dtypes
+from quantkit.training.recompute import mlps_recomputed, recompute_of
 from quantkit.training.result import TrainingResult
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def train(
     from quantkit.data.collate import Collator
     from quantkit.training.attention import rows_apart
     from quantkit.training.evaluate import mean_loss
+    from quantkit.training.fused_adapters import fused_adapters
     from quantkit.training.layouts import FlatCollator
     from quantkit.training.loop import StepTrainer, StepWatch
     from quantkit.training.order import RowOrder
@@ -110,6 +112,8 @@ def train(
         if start < total:
             with (
                 rows_apart(model) if levers.padding_free else nullcontext(),
+                fused_adapters(model, wanted=config.fused_adapters, notice=first),
+                mlps_recomputed(model, wanted=recompute_of(config) == "selective", notice=first),
                 _shown(trainer, total - start, start) as watch.progress,
             ):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -174,8 +178,8 @@ def _arguments(config: "RunConfig", plan: QuantizationPlan, folder: Path, total:
     known = {item.name for item in fields(TrainingArguments)}
     prefix = "activation" if "activation_checkpointing" in known else "gradient"  # the name before transformers 5.23
     recompute = {
-        f"{prefix}_checkpointing": config.gradient_checkpointing,
-        f"{prefix}_checkpointing_kwargs": {"use_reentrant": False} if config.gradient_checkpointing else None,
+        f"{prefix}_checkpointing": recompute_of(config) == "full",
+        f"{prefix}_checkpointing_kwargs": {"use_reentrant": False} if recompute_of(config) == "full" else None,
     }
     try:
         for tracker in get_reporting_integration_callbacks(list(config.report_to)):

@@ -207,7 +207,7 @@ def test_memory_that_runs_out_names_the_settings_to_change(tiny_model: Path, dat
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     bare_model(model).register_forward_pre_hook(exhaust)
-    with pytest.raises(QuantkitError, match=r"step 1 \(rows .*out of memory.*gradient_checkpointing"):
+    with pytest.raises(QuantkitError, match=r"step 1 \(rows .*out of memory.*recompute"):
         run(model, PreparedData("a", data.train, [], "f", data.report), config(), tokenizer, tmp_path)
 
 
