@@ -4,7 +4,7 @@ Plans are plain data: they can be printed, compared, stored beside the weights a
 `BitsAndBytesConfig` or other live object stands in them; a plugin builds those from the plan when the model is loaded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal, Self
@@ -126,6 +126,21 @@ class PlanContext:
     def head_dtype(self) -> str:
         """Return the data type in which the output head is stored."""
         return self.lm_head_dtype or self.dense_dtype
+
+    def plan(self, spec: QuantizationSpec, options: Any, *, notes: Sequence[str] = ()) -> "QuantizationPlan":
+        """Return the plan of a method that stores this spec under these options (an instance of its options class).
+
+        The rest is what was asked for; `QuantizationPlan.with_changes` replaces what a method does otherwise.
+        """
+        return QuantizationPlan(
+            method=spec.method,
+            stage=self.stage,
+            spec=spec,
+            adapter=self.adapter,
+            options=asdict(options),
+            compute_dtype=self.compute_dtype,
+            notes=tuple(notes),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

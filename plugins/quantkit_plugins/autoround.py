@@ -7,7 +7,7 @@ was killed, and writes its own format.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, Stage, UsageError, hookimpl
@@ -80,15 +80,7 @@ def build_quantization_plan(options: AutoRoundOptions, context: PlanContext) -> 
         lm_head_dtype=context.head_dtype,
         tags=() if options.symmetric else ("asym",),
     )
-    return QuantizationPlan(
-        method="AutoRound",
-        stage=context.stage,
-        spec=spec,
-        adapter=context.adapter,
-        options=asdict(options),
-        compute_dtype=context.compute_dtype,
-        notes=check_servable(spec, context.model_config),
-    )
+    return context.plan(spec, options, notes=check_servable(spec, context.model_config))
 
 
 @hookimpl

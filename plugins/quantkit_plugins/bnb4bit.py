@@ -4,7 +4,7 @@ The variants are told apart by tags: plain NF4 has none; `fp4`, `dq` (double qua
 rows instead of to the nearest value) name what differs.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, hookimpl
@@ -42,22 +42,16 @@ def declare_method() -> MethodInfo:
 def build_quantization_plan(options: Bnb4BitOptions, context: PlanContext) -> QuantizationPlan:
     """Plan a base in 4 bit; the head stays dense."""
     variants = {"fp4": options.quant_type == "fp4", "dq": options.double_quant, "cal": options.calibrated}
-    return QuantizationPlan(
+    spec = QuantizationSpec(
         method=QuantMethod.BNB4BIT,
-        stage=context.stage,
-        spec=QuantizationSpec(
-            method=QuantMethod.BNB4BIT,
-            weights_bits=4,
-            weights_dtype=options.quant_type,
-            format="bitsandbytes",
-            double_quant=options.double_quant,
-            lm_head_dtype=context.head_dtype,
-            tags=tuple(tag for tag, chosen in variants.items() if chosen),
-        ),
-        adapter=context.adapter,
-        options=asdict(options),
-        compute_dtype=context.compute_dtype,
+        weights_bits=4,
+        weights_dtype=options.quant_type,
+        format="bitsandbytes",
+        double_quant=options.double_quant,
+        lm_head_dtype=context.head_dtype,
+        tags=tuple(tag for tag, chosen in variants.items() if chosen),
     )
+    return context.plan(spec, options)
 
 
 @hookimpl

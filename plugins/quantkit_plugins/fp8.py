@@ -5,7 +5,7 @@ checkpoint is compressed-tensors `float-quantized`; GPUs with such units multipl
 own data type with the same numbers.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, Stage, hookimpl
@@ -36,23 +36,17 @@ def declare_method() -> MethodInfo:
 @hookimpl
 def build_quantization_plan(options: Fp8Options, context: PlanContext) -> QuantizationPlan:
     """Plan float8 weights with one scale per row; the head stays dense."""
-    return QuantizationPlan(
+    spec = QuantizationSpec(
         method="FP8",
-        stage=context.stage,
-        spec=QuantizationSpec(
-            method="FP8",
-            weights_bits=8,
-            weights_dtype="float8_e4m3fn",
-            format="compressed-tensors",
-            group_size=-1,
-            symmetric=True,
-            activations_bits=options.activations_bits,
-            lm_head_dtype=context.head_dtype,
-        ),
-        adapter=context.adapter,
-        options=asdict(options),
-        compute_dtype=context.compute_dtype,
+        weights_bits=8,
+        weights_dtype="float8_e4m3fn",
+        format="compressed-tensors",
+        group_size=-1,
+        symmetric=True,
+        activations_bits=options.activations_bits,
+        lm_head_dtype=context.head_dtype,
     )
+    return context.plan(spec, options)
 
 
 @hookimpl

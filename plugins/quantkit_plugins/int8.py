@@ -4,7 +4,7 @@ LLM.int8 (arXiv:2208.07339) also quantizes activations while it runs: on CUDA al
 dense model comes close to base plus adapter, but does not equal it.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from quantkit import (
@@ -48,22 +48,16 @@ def declare_method() -> MethodInfo:
 @hookimpl
 def build_quantization_plan(options: Int8Options, context: PlanContext) -> QuantizationPlan:
     """Plan a base in LLM.int8; the head stays dense."""
-    return QuantizationPlan(
+    spec = QuantizationSpec(
         method=QuantMethod.INT8,
-        stage=context.stage,
-        spec=QuantizationSpec(
-            method=QuantMethod.INT8,
-            weights_bits=8,
-            weights_dtype="int8",
-            format="bitsandbytes",
-            symmetric=True,
-            activations_bits=8,
-            lm_head_dtype=context.head_dtype,
-        ),
-        adapter=context.adapter,
-        options=asdict(options),
-        compute_dtype=context.compute_dtype,
+        weights_bits=8,
+        weights_dtype="int8",
+        format="bitsandbytes",
+        symmetric=True,
+        activations_bits=8,
+        lm_head_dtype=context.head_dtype,
     )
+    return context.plan(spec, options)
 
 
 @hookimpl

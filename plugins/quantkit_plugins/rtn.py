@@ -4,7 +4,7 @@ Round-to-nearest needs no calibration text and seconds instead of minutes. For a
 point z, q = clamp(round(w/s) + z) and ŵ = (q − z)·s; s and z span the group's own range (`quantkit.numerics.grids`).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, Stage, UsageError, hookimpl
@@ -63,15 +63,7 @@ def build_quantization_plan(options: RtnOptions, context: PlanContext) -> Quanti
         lm_head_dtype=context.head_dtype,
         tags=() if options.symmetric else ("asym",),
     )
-    return QuantizationPlan(
-        method="RTN",
-        stage=context.stage,
-        spec=spec,
-        adapter=context.adapter,
-        options=asdict(options),
-        compute_dtype=context.compute_dtype,
-        notes=() if spec.activations_bits is None else check_servable_activations(spec),
-    )
+    return context.plan(spec, options, notes=() if spec.activations_bits is None else check_servable_activations(spec))
 
 
 @hookimpl

@@ -4,7 +4,7 @@ Round-to-nearest as RTN does it; what differs is the format, which plain transfo
 called after the library and imports it in its hooks only.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, Stage, UsageError, hookimpl
@@ -46,23 +46,16 @@ def declare_method() -> MethodInfo:
 def build_quantization_plan(options: TorchaoOptions, context: PlanContext) -> QuantizationPlan:
     """Plan integer weights; the head stays dense."""
     usual = -1 if options.weights_bits == 8 else GROUP_SIZE_4BIT
-    return QuantizationPlan(
+    spec = QuantizationSpec(
         method="TorchAO",
-        stage=context.stage,
-        spec=QuantizationSpec(
-            method="TorchAO",
-            weights_bits=options.weights_bits,
-            weights_dtype=f"int{options.weights_bits}",
-            format="torchao",
-            group_size=usual if options.group_size is None else options.group_size,
-            symmetric=True,
-            lm_head_dtype=context.head_dtype,
-        ),
-        adapter=context.adapter,
-        options=asdict(options),
-        compute_dtype=context.compute_dtype,
-        notes=(IN_BYTES,) if options.weights_bits == 4 else (),
+        weights_bits=options.weights_bits,
+        weights_dtype=f"int{options.weights_bits}",
+        format="torchao",
+        group_size=usual if options.group_size is None else options.group_size,
+        symmetric=True,
+        lm_head_dtype=context.head_dtype,
     )
+    return context.plan(spec, options, notes=(IN_BYTES,) if options.weights_bits == 4 else ())
 
 
 @hookimpl

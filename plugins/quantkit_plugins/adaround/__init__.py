@@ -3,7 +3,7 @@
 The hooks; the arithmetic of a layer stands in `solver`, what a block's layers see in `block`.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, UsageError, hookimpl
@@ -90,15 +90,7 @@ def build_quantization_plan(options: AdaRoundOptions, context: PlanContext) -> Q
         lm_head_dtype=context.head_dtype,
         tags=() if options.symmetric else ("asym",),
     )
-    return QuantizationPlan(
-        method=QuantMethod.ADA_ROUND,
-        stage=context.stage,
-        spec=spec,
-        adapter=context.adapter,
-        options=asdict(options),
-        compute_dtype=context.compute_dtype,
-        notes=check_servable(spec, context.model_config),
-    )
+    return context.plan(spec, options, notes=check_servable(spec, context.model_config))
 
 
 @hookimpl

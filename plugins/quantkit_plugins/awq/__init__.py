@@ -3,7 +3,7 @@
 The hooks; what happens to a block stands in `solver`. Weights are stored as compressed-tensors, or in the AWQ format.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, UsageError, hookimpl
@@ -70,15 +70,7 @@ def build_quantization_plan(options: AwqOptions, context: PlanContext) -> Quanti
         lm_head_dtype=context.head_dtype,
         tags=tags,
     )
-    return QuantizationPlan(
-        method=QuantMethod.AWQ,
-        stage=context.stage,
-        spec=spec,
-        adapter=context.adapter,
-        options=asdict(options),
-        compute_dtype=context.compute_dtype,
-        notes=check_servable(spec, context.model_config),
-    )
+    return context.plan(spec, options, notes=check_servable(spec, context.model_config))
 
 
 @hookimpl

@@ -3,7 +3,7 @@
 The hooks; the arithmetic stands in `solver`, with its source (arXiv:2102.05426).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, UsageError, hookimpl
@@ -97,15 +97,7 @@ def build_quantization_plan(options: BrecqOptions, context: PlanContext) -> Quan
         lm_head_dtype=context.head_dtype,
         tags=() if options.symmetric else ("asym",),
     )
-    return QuantizationPlan(
-        method=QuantMethod.BRECQ,
-        stage=context.stage,
-        spec=spec,
-        adapter=context.adapter,
-        options=asdict(options),
-        compute_dtype=context.compute_dtype,
-        notes=check_servable(spec, context.model_config),
-    )
+    return context.plan(spec, options, notes=check_servable(spec, context.model_config))
 
 
 @hookimpl

@@ -3,7 +3,7 @@
 The hooks; the arithmetic stands in `solver`, with its source.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, UsageError, hookimpl
@@ -74,15 +74,7 @@ def build_quantization_plan(options: HqqOptions, context: PlanContext) -> Quanti
         lm_head_dtype=context.head_dtype,
         tags=("sym",) if options.symmetric else (),
     )
-    return QuantizationPlan(
-        method=QuantMethod.HQQ,
-        stage=context.stage,
-        spec=spec,
-        adapter=context.adapter,
-        options=asdict(options),
-        compute_dtype=context.compute_dtype,
-        notes=check_servable(spec, context.model_config),
-    )
+    return context.plan(spec, options, notes=check_servable(spec, context.model_config))
 
 
 @hookimpl

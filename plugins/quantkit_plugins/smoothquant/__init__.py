@@ -5,7 +5,7 @@ compressed-tensors `int-quantized` checkpoint, the layout that int8 kernels want
 place where that is exact; nothing is left to do at run time.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from quantkit import (
@@ -53,23 +53,17 @@ def declare_method() -> MethodInfo:
 @hookimpl
 def build_quantization_plan(options: SmoothQuantOptions, context: PlanContext) -> QuantizationPlan:
     """Plan W8A8: int8 weights with one scale per row, activations rounded per token; the head stays dense."""
-    return QuantizationPlan(
+    spec = QuantizationSpec(
         method=QuantMethod.SMOOTH_QUANT,
-        stage=context.stage,
-        spec=QuantizationSpec(
-            method=QuantMethod.SMOOTH_QUANT,
-            weights_bits=8,
-            weights_dtype="int8",
-            format="compressed-tensors",
-            group_size=-1,
-            symmetric=True,
-            activations_bits=8,
-            lm_head_dtype=context.head_dtype,
-        ),
-        adapter=context.adapter,
-        options=asdict(options),
-        compute_dtype=context.compute_dtype,
+        weights_bits=8,
+        weights_dtype="int8",
+        format="compressed-tensors",
+        group_size=-1,
+        symmetric=True,
+        activations_bits=8,
+        lm_head_dtype=context.head_dtype,
     )
+    return context.plan(spec, options)
 
 
 @hookimpl
