@@ -30,9 +30,10 @@ STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("--no-build-isolation", "hqq==0.2.8.post1"),
     ),
     "autoround": (TORCH, ("transformers==5.23.0", "auto-round==0.16.1")),
+    "trl": (TORCH, ("transformers==5.23.0", "peft==0.21.2", "bitsandbytes==0.50.2", "trl==1.16.0")),
 }
 """Peer → the arguments of each `pip install`, in order."""
-PACKAGES = {"llmcompressor": "llmcompressor", "gptqmodel": "gptqmodel", "hqq": "hqq", "autoround": "auto-round"}
+PACKAGES = {"llmcompressor": "llmcompressor", "gptqmodel": "gptqmodel", "hqq": "hqq", "autoround": "auto-round", "trl": "trl"}
 """Peer → the distribution whose version stands in the table."""
 READY = "ready.json"
 
