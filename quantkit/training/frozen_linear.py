@@ -19,6 +19,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+SMALL_RANK = 64
+"""Rank of VeRA up to which a product of that rank costs less than writing and reading a tensor of the output's size."""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -52,6 +55,17 @@ def frozen_weight(layer: Any, dtype: torch.dtype) -> Tensor:
     return torch.as_tensor(weight.detach().to(dtype))
 
 
+def _without_autocast(backward: Callable[..., Any]) -> Any:
+    """Make a `backward` of a function that computes in the data types it is given, wherever it is called."""
+
+    def plain(ctx: Any, *outer: Tensor) -> Any:
+        with torch.autocast(outer[0].device.type, enabled=False):
+            return backward(ctx, *outer)
+
+    plain.__doc__ = backward.__doc__
+    return once_differentiable(plain)
+
+
 class Frozen(Function):
     """The output of a layer without adapter; nothing is kept but the layer."""
 
@@ -62,7 +76,7 @@ class Frozen(Function):
         return site.call(x)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @_without_autocast
     def backward(ctx: Any, *outer: Tensor) -> Any:
         """Return the gradient of the input."""
         return (outer[0] @ frozen_weight(ctx.site.layer, outer[0].dtype)).to(ctx.dtype), None
@@ -80,7 +94,7 @@ class Lora(Function):
         return outputs
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @_without_autocast
     def backward(ctx: Any, *outer: Tensor) -> Any:
         """Return the gradients of input, A and B."""
         of_x, of_a, of_b = _gradients(ctx, outer[0].reshape(-1, outer[0].shape[-1]))
@@ -112,7 +126,7 @@ class Dora(Function):
         return outputs
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @_without_autocast
     def backward(ctx: Any, *outer: Tensor) -> Any:
         """Return the gradients of input, A, B and magnitude."""
         *_, magnitude, factor, outputs = ctx.saved_tensors
@@ -127,7 +141,8 @@ class Dora(Function):
 class Vera(Function):
     """x·Wᵀ + bias + β∘((δ∘(x·Aᵀ))·Bᵀ) for frozen A `[r, in]`, B `[out, r]` and trained δ `[r]`, β `[out]`; arXiv:2310.11454.
 
-    Not even the input is kept: no gradient but its own needs it.
+    Not even the input is kept: no gradient but its own needs it. Up to `SMALL_RANK`, the product that β scales is not kept
+    either: its sum over the tokens is had from a product of rank r.
     """
 
     @staticmethod
@@ -138,24 +153,31 @@ class Vera(Function):
         with torch.autocast(x.device.type, enabled=False):
             flat, out = outputs.reshape(-1, outputs.shape[-1]), outputs.dtype
             inner = x.reshape(-1, x.shape[-1]).to(out) @ a.to(out).t()
-            flat.addmm_(inner, (b * beta.unsqueeze(1) * delta).to(out).t())
+            scaled = None
+            if len(delta) <= SMALL_RANK:
+                flat.addmm_(inner, (b * beta.unsqueeze(1) * delta).to(out).t())
+            else:
+                scaled = inner @ (b * delta).to(out).t()
+                flat.addcmul_(scaled, beta.to(out))
         ctx.site, ctx.shape, ctx.dtype = site, x.shape, x.dtype
-        ctx.save_for_backward(inner, beta, delta, a, b)
+        ctx.save_for_backward(inner, beta, delta, a, b, scaled)
         return flat.view(outputs.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @_without_autocast
     def backward(ctx: Any, *outer: Tensor) -> Any:
         """Return the gradients of input, β and δ."""
-        inner, beta, delta, a, b = ctx.saved_tensors
+        inner, beta, delta, a, b, scaled = ctx.saved_tensors
         flat = outer[0].reshape(-1, outer[0].shape[-1])
-        pairs = (flat.t() @ inner).to(beta.dtype) * b  # [out, r]: what each entry of B carries
+        of_inner = flat @ (b * beta.unsqueeze(1)).to(flat.dtype)
+        of_delta = (of_inner * inner).sum(0, dtype=delta.dtype)
+        small = scaled is None
+        of_beta = ((flat.t() @ inner).to(beta.dtype) * b) @ delta if small else (flat * scaled).sum(0, dtype=beta.dtype)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_inner = flat @ (b * beta.unsqueeze(1) * delta).to(flat.dtype)
             of_x = flat @ frozen_weight(ctx.site.layer, flat.dtype)
-            of_x = of_x.addmm_(of_inner, a.to(flat.dtype)).view(ctx.shape).to(ctx.dtype)
-        return of_x, None, pairs @ delta, pairs.t() @ beta, None, None
+            of_x = of_x.addmm_(of_inner, (a * delta.unsqueeze(1)).to(flat.dtype)).view(ctx.shape).to(ctx.dtype)
+        return of_x, None, of_beta, of_delta, None, None
 
 
 def _with_adapter(x: Tensor, site: Site, a: Tensor, b: Tensor, *, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -28,8 +28,11 @@ Forward = Callable[..., Tensor]
 
 
 @contextmanager
-def fused_adapters(model: Any, *, wanted: bool = True, notice: bool = True) -> Iterator[int]:
-    """Let the layers that can compute leanly within; yields how many adapters do. With `notice`, say which cannot, and why."""
+def fused_adapters(model: Any, *, arithmetic: str = "float32", wanted: bool = True, notice: bool = True) -> Iterator[int]:
+    """Let the layers that can compute leanly within; yields how many adapters do. With `notice`, say which cannot, and why.
+
+    `arithmetic` is that of the run (`quantkit.training.precision`); bfloat16 means autocast.
+    """
     replaced: list[Any] = []
     adapters, kept, verdicts = 0, Counter[str](), dict[Any, str]()
     for module in list(model.modules()) if wanted else []:
@@ -40,7 +43,7 @@ def fused_adapters(model: Any, *, wanted: bool = True, notice: bool = True) -> I
         if not reason:
             forward, kind = _forward_of(module), _kind(module)
             if kind not in verdicts:
-                verdicts[kind] = _difference(module, forward)
+                verdicts[kind] = _difference(module, forward, half=arithmetic == "bfloat16")
             reason = verdicts[kind]
         if reason:
             kept[reason] += adapted
@@ -170,7 +173,7 @@ def _kind(module: Any) -> tuple[Any, ...]:
     return type(module), variant, type(layer), facts, types, layer.bias is None
 
 
-def _difference(module: Any, forward: Forward) -> str:
+def _difference(module: Any, forward: Forward, *, half: bool) -> str:
     """Return "" if a layer's outputs and gradients on random rows are PEFT's, else by how much they differ.
 
     Adapters start at no change, which hides most mistakes, so the trial is made with others in their place.
@@ -185,9 +188,10 @@ def _difference(module: Any, forward: Forward) -> str:
     x, outer = noise(ROWS, layer.in_features), noise(ROWS, layer.out_features)
     moved = {name: (item + 0.1 * noise(*item.shape)).requires_grad_() for name, item in trained.items()}
     try:
-        theirs = _outputs_and_gradients(module, moved, x, outer)
-        module.forward = forward
-        ours = _outputs_and_gradients(module, moved, x, outer)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            theirs = _outputs_and_gradients(module, moved, x, outer)
+            module.forward = forward
+            ours = _outputs_and_gradients(module, moved, x, outer)
     except Exception as error:  # whatever a library's code does not expect
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     finally:

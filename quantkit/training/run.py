@@ -112,7 +112,7 @@ def train(
         if start < total:
             with (
                 rows_apart(model) if levers.padding_free else nullcontext(),
-                fused_adapters(model, wanted=config.fused_adapters, notice=first),
+                fused_adapters(model, arithmetic=state.arithmetic_dtype, wanted=config.fused_adapters, notice=first),
                 mlps_recomputed(model, wanted=recompute_of(config) == "selective", notice=first),
                 _shown(trainer, total - start, start) as watch.progress,
             ):
