@@ -71,3 +71,10 @@ def test_too_few_rows_to_calibrate_on_are_an_error(settings: list[object], quant
 @pytest.mark.parametrize("dry", [["--dry-run"]])
 def test_the_plan_says_that_the_base_is_quantized_first(dry: list[str], settings: list[object], quantkit: Any) -> None:
     assert "is quantized first" in quantkit("train", *settings, *RTN, *dry)[1]
+
+
+def test_a_group_size_that_does_not_fit_is_refused_by_the_plan(settings: list[object], quantkit: Any) -> None:
+    code, _, err = quantkit("train", *settings, "--quant-method", "GPTQ", "--group-size", 48, "--dry-run")
+    assert code == 2
+    assert "group_size 48 does not divide" in err
+    assert "sizes that fit: 128, 64, 32, 16, -1" in err

@@ -101,10 +101,11 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
 
     Raises:
         UsageError: settings contradict each other, the method cannot be used here, layers to adapt do not exist, or the
-            artifact exists and may not be replaced.
+            artifact exists and may not be replaced; a group size does not divide a layer's columns.
     """
     from quantkit.modeling import recommend_rank, resolve_compute_dtype, resolve_device, resolve_targets
     from quantkit.skeleton import is_local, read_skeleton
+    from quantkit_tools.quantize_planning import Sizes
 
     device = resolve_device(config.device)
     require_usable(methods, [config.quant_method], device.partition(":")[0])
@@ -131,8 +132,12 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
         model_config=skeleton.config.to_dict(),
     )
     plan = methods.plan(config.quant_method, config.method_options, context)
+    original = context.model_config.get("quantization_config") is None
     if plan.adapter.kind != "NoPeft":
         resolve_targets(skeleton.model, plan.adapter.target_modules)
+    quantizes_base = trains and plan.spec.is_quantized and not methods.load_kwargs(plan)
+    if quantizes_base and original:
+        Sizes.of(skeleton.model, plan.spec, (), DENSE_BITS[dense_dtype] // 8)
     if trains and not merges and config.merge != "dequantized":
         raise UsageError(
             f"merge is {config.merge!r}, but no adapter is folded in: merge_after_train is {config.merge_after_train} and"
@@ -143,7 +148,7 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
             plan.adapter,
             quantized=plan.spec.is_quantized,
             keeps_base=keeps_adapter or config.merge == "base",
-            original=skeleton.config.to_dict().get("quantization_config") is None,
+            original=original,
         )
     requantizes = merges and config.merge == "requantized"
     if requantizes and not plan.spec.is_quantized:
@@ -179,7 +184,7 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
         parameters=skeleton.parameters,
         base_dtype=base_dtype if base_dtype in DENSE_BITS else config.save_dtype,
         model_config=skeleton.config.to_dict(),
-        quantizes_base=trains and plan.spec.is_quantized and not methods.load_kwargs(plan),
+        quantizes_base=quantizes_base,
     )
 
 

@@ -159,6 +159,7 @@ class Sizes:
                 raise UsageError(
                     f"group_size {spec.group_size} does not divide the {inputs} input columns of {name}; sizes that fit:"
                     f" {', '.join(str(size) for size in (256, 128, 64, 32, 16) if inputs % size == 0)}, -1; or --ignore {name}"
+                    " when quantizing"
                 )
             groups = 1 if spec.group_size in (None, -1) else inputs // int(spec.group_size or 1)
             zero_bits = spec.weights_bits if spec.symmetric is False else 0
