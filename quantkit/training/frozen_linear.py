@@ -32,7 +32,7 @@ class Site:
     """The layer's own forward pass."""
     scale: float = 1.0
     """Scale of LoRA's product."""
-    squares: Tensor | None = None
+    squares: Any = None
     """Squared norms [out] of the weight's rows, for DoRA."""
 
 

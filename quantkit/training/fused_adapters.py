@@ -117,7 +117,8 @@ def _plain(tensor: Any) -> bool:
 
 def _forward_of(module: Any) -> Forward:
     """Return the lean `forward` of a layer; a call that asks for more (adapters off, other data types) gets the old one."""
-    own, layer = module.forward, unwrapped(module)
+    own: Forward = module.forward
+    layer = unwrapped(module)
     if layer is module:
         alone, site = _applied(Frozen), Site(layer, own)
 
