@@ -1,5 +1,8 @@
 """Do bitsandbytes layers stay what they were loaded as, and do dense copies of them compute the same?"""
 
+import subprocess
+import sys
+
 import bitsandbytes
 import pytest
 import torch
@@ -11,6 +14,26 @@ from quantkit.layers import linear_layers
 from quantkit.methods import installed_methods
 from quantkit.modeling import attach_adapter
 from tests.bench import difference, load, logits, plan_for, token_batch, train_step
+
+LIGHT_IMPORT = """
+import sys
+import torch
+from quantkit.backends.bitsandbytes import import_lightly
+own = torch.compile
+import_lightly()
+assert torch.compile is own
+assert "bitsandbytes" in sys.modules
+print("torch._inductor.compile_fx" in sys.modules)
+torch.compile = lambda function, **options: function  # the compiler itself is torch's
+from bitsandbytes.backends.default import ops
+table, half = torch.arange(256).float(), torch.tensor([0.5])
+print(ops._dequantize_blockwise_compute(torch.tensor([2, 4], dtype=torch.uint8), half, table, 2, torch.float32).tolist())
+"""
+
+
+def test_importing_bitsandbytes_imports_no_compiler_and_what_it_compiles_still_computes():
+    done = subprocess.run([sys.executable, "-c", LIGHT_IMPORT], check=False, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["False", "[1.0, 2.0]"], done.stderr
 
 
 @pytest.fixture
