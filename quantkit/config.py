@@ -110,6 +110,8 @@ class RunConfig:
     """What the backward pass computes again instead of keeping it: nothing, MLPs, or whole decoder blocks."""
     gradient_checkpointing: bool = False
     """The same as recompute full."""
+    activation_offloading: bool = False
+    """Keep what the backward pass needs in the CPU's memory instead of the GPU's: less GPU memory, more time."""
     fused_adapters: bool = True
     """Compute adapters in place, with a backward pass of their own: less time and memory, the same results."""
     group_by_length: bool = False
@@ -169,7 +171,9 @@ class RunConfig:
         if self.packing and not self.padding_free:
             raise UsageError("settings: packing is on and padding_free is off; packed rows have no padding, so turn both on")
         if self.gradient_checkpointing and self.recompute == "selective":
-            raise UsageError("settings: recompute is selective and gradient_checkpointing is on, which means full; leave one out")
+            raise UsageError(
+                "settings: recompute is selective and gradient_checkpointing is on, which means full; leave out one"
+            )
         nameable = [*(name for name in self.to_dict() if name not in NOT_IN_NAMES), *self.method_options]
         for name in self.name_settings:
             if name not in nameable:

@@ -28,6 +28,7 @@ __all__ = [
     "format_duration",
     "progress",
     "say",
+    "silence",
     "table",
     "use_stderr",
     "use_stdout",
@@ -40,6 +41,7 @@ UNLIMITED = 10_000
 """Characters of a line where nothing limits it."""
 
 _to_stderr = False
+_silent = False
 _live: "RichProgress | None" = None
 
 
@@ -70,9 +72,15 @@ def use_stdout() -> None:
     globals()["_to_stderr"] = False
 
 
+def silence(on: bool = True) -> None:
+    """Print nothing from here on, or, with `on` false, print again: of several processes one speaks."""
+    globals()["_silent"] = on
+
+
 def emit_json(data: object) -> None:
     """Print one JSON object on stdout; non-finite numbers are refused with `ValueError`."""
-    print(json.dumps(data, indent=2, allow_nan=False), flush=True)
+    if not _silent:
+        print(json.dumps(data, indent=2, allow_nan=False), flush=True)
 
 
 def table(title: str, columns: Sequence[str | Column], rows: Sequence[Sequence[object]], *, caption: str = "") -> None:
@@ -201,7 +209,7 @@ def _console(stderr: bool) -> "Console":
 
     if _live is not None and (stderr == _live.console.stderr or sys.stderr.isatty()):
         return _live.console
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    return Console(stderr=stderr, quiet=_silent, highlight=False, markup=False, emoji=False)
 
 
 def _print(console: "Console", text: str, style: str) -> None:

@@ -26,6 +26,7 @@ from quantkit.layers import linear_layers
 from quantkit.measure import MEASURED, check_model, loaded_spec
 from quantkit.methods import Methods
 from quantkit.plan import QuantizationPlan
+from quantkit.processes import local_rank, world_size
 from quantkit.spec import DENSE_BITS, QuantizationSpec
 
 __all__ = [
@@ -63,7 +64,7 @@ class ModelSource:
 
 
 def resolve_device(device: str) -> str:
-    """Return the device to use: `auto` is CUDA where there is one, else the CPU.
+    """Return the device to use: `auto` is CUDA where there is one, else the CPU; of several processes each has its own GPU.
 
     Raises:
         UsageError: a CUDA device was asked for that is not there, or the name means nothing to torch.
@@ -71,7 +72,13 @@ def resolve_device(device: str) -> str:
     import torch
 
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and world_size() > 1:
+        if device not in ("cuda", own := f"cuda:{local_rank()}"):
+            raise UsageError(
+                f"device is {device!r}, but each of {world_size()} processes has a GPU of its own; use auto or cuda"
+            )
+        device = own
     try:
         wanted = torch.device(device)
     except RuntimeError:

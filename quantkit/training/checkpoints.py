@@ -46,6 +46,7 @@ class RunState:
     response_tokens: int = 0
     evaluation_loss_before: float | None = None
     weights_sha256: str = ""
+    processes: int = 1
     schema_version: int = 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1]) if match else 0
 
 
-def check_same_run(state: RunState, config: "RunConfig", data: str, *, where: Path) -> None:
+def check_same_run(state: RunState, config: "RunConfig", data: str, *, where: Path, processes: int = 1) -> None:
     """Check that a run with these settings and rows goes on where the checkpoint's run stopped.
 
     Raises:
@@ -121,6 +122,11 @@ def check_same_run(state: RunState, config: "RunConfig", data: str, *, where: Pa
     if different:
         pairs = "; ".join(f"{key} was {state.settings[key]!r} and is {now[key]!r}" for key in different)
         raise UsageError(f"{where}: made by another run: {pairs}. Use the same settings, or start a new run")
+    if state.processes != processes:
+        raise UsageError(
+            f"{where}: made by {state.processes} processes, this run has {processes}, so its steps have other rows; start as"
+            " many, or start a new run"
+        )
     if state.data != data:
         raise UsageError(f"{where}: made on other rows (fingerprint {state.data[:12]}, now {data[:12]}); start a new run")
 

@@ -19,10 +19,12 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from quantkit.console import Progress
 from quantkit.errors import QuantkitError, VerificationError
 from quantkit.files import new_folder, write_json
+from quantkit.processes import said_by_first
 from quantkit.training.attention import laid_out
 from quantkit.training.checkpoints import FACTS, RunState, checkpoint_folders, rotate, weights_sha256
 from quantkit.training.guards import check_gradients
 from quantkit.training.interrupt import Interruption
+from quantkit.training.offload import activations_offloaded
 from quantkit.training.order import RowOrder
 from quantkit.training.padding_free import Levers
 from quantkit.training.supervised import Kept, output_head, supervised_loss, supervised_positions_only, supervised_tokens
@@ -40,6 +42,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         keep: int,
         watch: "StepWatch",
         levers: Levers,
+        offload: bool = False,
         **arguments: Any,
     ) -> None:
         self.head, self.levers = output_head(arguments["model"]), levers
@@ -48,10 +51,11 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         super().__init__(compute_loss_func=loss_function, callbacks=[watch], **arguments)
         self.remove_callback(PrinterCallback)
         watch.trainer = self
-        self.order, self.run, self.folder, self.keep = order, state, folder, keep
+        self.order, self.run, self.folder, self.keep, self.offload = order, state, folder, keep, offload
         self.run_folder = folder
         self.rows: list[int] = []
         self.step_loss = 0.0
+        self.step_tokens = [0, 0]
         self.gradients_checked = False
 
     def get_train_dataloader(self) -> Any:
@@ -77,8 +81,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         """Run one forward and backward pass; the first one of a run also checks the gradients."""
         self.rows += inputs.pop("rows").tolist()
         layout = inputs.pop("layout", None)
-        seen = inputs["attention_mask"].sum() if layout is None else inputs["labels"].new_tensor(layout.tokens)
-        self.count(torch.stack([seen, supervised_tokens(inputs["labels"])]))
+        self.step_tokens[0] += inputs.pop("tokens")
+        self.step_tokens[1] += int(supervised_tokens(inputs["labels"]))
         try:
             with laid_out(layout):
                 loss = super().training_step(model, inputs, num_items_in_batch)
@@ -90,7 +94,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         if not self.gradients_checked:
             check_gradients(self.model, where=self.where())
             self.gradients_checked = True
-        self.step_loss += float(self.mean_over_processes(loss))
+        self.step_loss += float(loss)
         return loss
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
@@ -98,8 +102,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         narrow: Any = nullcontext()
         if self.head is not None and self.levers.supervised_only:
             narrow = supervised_positions_only(self.head, inputs["labels"], self.levers.tail)
-        half = self.run.arithmetic_dtype == "bfloat16"
-        with narrow as self.kept, torch.autocast(self.args.device.type, torch.bfloat16, enabled=half):
+        half = torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.run.arithmetic_dtype == "bfloat16")
+        with narrow as self.kept, half, activations_offloaded(self.model, wanted=self.offload):
             loss = super().compute_loss(model, inputs, *arguments, **named)
         self.require_finite(loss, "the loss")
         return loss
@@ -130,17 +134,21 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         """Return the step and its rows for messages: `step 3 (rows 4, 17)`."""
         return f"step {self.state.global_step + 1} (rows {', '.join(map(str, self.rows))})"
 
-    def count(self, tokens: Any) -> None:
-        """Add a batch's tokens and supervised tokens, over all processes."""
-        if self.args.world_size > 1:
-            tokens = self.accelerator.reduce(tokens.to(self.args.device))
-        seen, supervised = tokens.tolist()
-        self.run.tokens += seen
-        self.run.response_tokens += supervised
+    def finish_step(self, *, stop: bool) -> bool:
+        """Count a step's tokens and record its loss, over all processes; return whether any of them is to stop."""
+        loss, seen, supervised, stops = self.sums(self.step_loss, *self.step_tokens, stop)
+        self.run.losses.append(loss / max(self.args.world_size, 1))
+        self.run.tokens += int(seen)
+        self.run.response_tokens += int(supervised)
+        self.rows, self.step_loss, self.step_tokens = [], 0.0, [0, 0]
+        return stops > 0
 
-    def mean_over_processes(self, value: Any) -> Any:
-        """Return the mean of a scalar over all processes."""
-        return self.accelerator.reduce(value, reduction="mean") if self.args.world_size > 1 else value
+    def sums(self, *values: float) -> list[float]:
+        """Return sums over all processes."""
+        if self.args.world_size == 1:
+            return list(values)
+        summed = torch.tensor(values, dtype=torch.float64, device=self.args.device)
+        return [float(value) for value in self.accelerator.reduce(summed)]
 
     def _get_output_dir(self, trial: Any = None) -> str:  # noqa: ARG002
         return str(self.run_folder)
@@ -159,12 +167,12 @@ class StepTrainer(Trainer):  # type: ignore[misc]
                 self.run_folder = self.same_everywhere(temporary)
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
+                self.run.step, self.run.weights_sha256 = step, weights_sha256(self.model)
                 if first:
                     inner = temporary / target.name
                     for item in inner.iterdir():
                         item.replace(temporary / item.name)
                     inner.rmdir()
-                    self.run.step, self.run.weights_sha256 = step, weights_sha256(self.model)
                     write_json(temporary / FACTS, self.run.to_dict())
         except (OSError, RuntimeError) as error:
             good = [path for path in checkpoint_folders(self.folder) if path != target]
@@ -185,11 +193,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
     def same_everywhere(self, path: Path) -> Path:
         """Return the first process's path."""
-        if self.args.world_size == 1:
-            return path
-        from accelerate.utils import broadcast_object_list
-
-        return Path(broadcast_object_list([str(path)])[0])
+        return said_by_first(lambda: path)
 
 
 class StepWatch(TrainerCallback):  # type: ignore[misc]
@@ -213,12 +217,13 @@ class StepWatch(TrainerCallback):  # type: ignore[misc]
         trainer = self.trainer
         assert trainer is not None
         elapsed_s = time.perf_counter() - self._start
-        trainer.run.losses.append(trainer.step_loss)
+        self._interruption.requested |= trainer.finish_step(stop=self._interruption.requested)
         trainer.run.duration_s = self._before_s + elapsed_s
         if self.progress is not None:
             tokens_per_s = (trainer.run.tokens - self._tokens_before) / elapsed_s
-            self.progress.advance(1, loss=round(trainer.step_loss, 4), tokens_per_s=tokens_per_s, **memory_now(args.device))
-        trainer.rows, trainer.step_loss = [], 0.0
+            self.progress.advance(
+                1, loss=round(trainer.run.losses[-1], 4), tokens_per_s=tokens_per_s, **memory_now(args.device)
+            )
         if self._interruption.requested:
             control.should_training_stop = control.should_save = True
 

@@ -6,6 +6,11 @@ grouping by length a run resumed in the middle of an epoch then sees another ord
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from quantkit.console import say
+from quantkit.data.encode import IGNORED
 
 BATCHES_PER_POOL = 50
 """Rows are sorted by length within random pools of this many batches: little padding, and batches still differ."""
@@ -14,9 +19,12 @@ BATCHES_PER_POOL = 50
 class RowOrder:
     """A sampler over row numbers; `set_epoch` chooses the epoch."""
 
-    def __init__(self, lengths: Sequence[int], *, seed: int, group: int | None = None) -> None:
-        """`lengths` in tokens; rows of similar length stand together in groups of `group` rows, None: anywhere."""
-        self._lengths, self._seed, self._group = lengths, seed, group
+    def __init__(self, lengths: Sequence[int], *, seed: int, group: int | None = None, fill: int = 0) -> None:
+        """`lengths` in tokens; rows of similar length stand together in groups of `group` rows, None: anywhere.
+
+        After every epoch come `fill` numbers past the last row.
+        """
+        self._lengths, self._seed, self._group, self._fill = lengths, seed, group, fill
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -24,9 +32,13 @@ class RowOrder:
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return len(self._lengths) + self._fill
 
     def __iter__(self) -> Iterator[int]:
+        yield from self._rows()
+        yield from range(len(self._lengths), len(self))
+
+    def _rows(self) -> Iterator[int]:
         chance = random.Random(f"{self._seed}/{self._epoch}")
         rows = list(range(len(self._lengths)))
         chance.shuffle(rows)
@@ -44,3 +56,16 @@ class RowOrder:
         chance.shuffle(groups)
         for group in first + groups + last:
             yield from group
+
+
+def fillers(items: Sequence[list[Any]], count: int, *, own_loss: bool = False, notice: bool = True) -> list[list[Any]]:
+    """Return items that fill up an epoch's last batches, so that every process has as many: two tokens without a label.
+
+    Rows from the beginning, the usual way, would be trained on twice; only a loss of the model's own leaves no choice.
+    """
+    if own_loss and count:
+        if notice:
+            say(f"{count} rows stand twice in an epoch, so that all processes have as many: this model has a loss of its own")
+        return [items[number % len(items)] for number in range(count)]
+    row = items[0][0]
+    return [[replace(row, input_ids=row.input_ids[:2], labels=[IGNORED, IGNORED])]] * count

@@ -5,7 +5,6 @@ settings or the plan say.
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
@@ -17,9 +16,11 @@ from quantkit.data.packing import packs
 from quantkit.errors import UsageError
 from quantkit.layers import bare_model
 from quantkit.plan import QuantizationPlan
+from quantkit.processes import is_first, said_by_first, world_size
 from quantkit.training.checkpoints import RunState, check_same_run, find_checkpoint, plain_settings
 from quantkit.training.guards import check_learned
 from quantkit.training.interrupt import interruptible
+from quantkit.training.offload import check_offloading
 from quantkit.training.precision import arithmetic_dtype, training_dtypes
 from quantkit.training.recompute import mlps_recomputed, recompute_of
 from quantkit.training.result import TrainingResult
@@ -60,21 +61,27 @@ def train(
     from quantkit.training.fused_adapters import fused_adapters
     from quantkit.training.layouts import FlatCollator
     from quantkit.training.loop import StepTrainer, StepWatch
-    from quantkit.training.order import RowOrder
+    from quantkit.training.order import RowOrder, fillers
+    from quantkit.training.supervised import output_head
 
-    processes, first = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
-    arithmetic = arithmetic_dtype(model, config, device)
+    check_offloading(config, device)
+    processes, first = world_size(), is_first()
+    arithmetic = said_by_first(lambda: arithmetic_dtype(model, config, device))
     levers = _levers(model, data, config, arithmetic, device, notice=first)
     items = _items(data, config, levers)
+    fill = -len(items) % (config.per_device_train_batch_size * processes) if processes > 1 else 0
     items_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
     total = total_steps(len(items), config, processes)
     arguments = _arguments(config, plan, checkpoints, total, device)
-    checkpoint = find_checkpoint(checkpoints, config.resume_from_checkpoint, overwrite=config.overwrite, first=first)
+    checkpoint = said_by_first(
+        lambda: find_checkpoint(checkpoints, config.resume_from_checkpoint, overwrite=config.overwrite, first=first)
+    )
     state = (
         _resumed_state(checkpoint, data, config, total, say=first)
         if checkpoint
         else RunState(total_steps=total, settings=plain_settings(config), data=data.fingerprint, arithmetic_dtype=arithmetic)
     )
+    state.processes = processes
     collate = Collator(_pad_token(tokenizer))
     rows_trained_on = total * items_per_step * len(data.train) // len(items)
     held_out = data.evaluation[: max(rows_trained_on // EVALUATION_SHARE, 1)]
@@ -92,12 +99,13 @@ def train(
             [sum(len(row.input_ids) for row in item) for item in items],
             seed=config.seed,
             group=items_per_step if config.group_by_length else None,
+            fill=fill,
         )
         watch = StepWatch(interruption)
         trainer = StepTrainer(
             model=model,
             args=arguments,
-            train_dataset=items,
+            train_dataset=items + fillers(items, fill, own_loss=output_head(model) is None, notice=first),
             data_collator=_with_rows(FlatCollator(levers.prefix_sharing) if levers.padding_free else collate),
             order=order,
             state=state,
@@ -105,6 +113,7 @@ def train(
             keep=config.save_total_limit,
             watch=watch,
             levers=levers,
+            offload=config.activation_offloading,
         )
         if held_out and state.evaluation_loss_before is None and checkpoint is None:
             state.evaluation_loss_before = loss_of_held_out()
@@ -124,7 +133,8 @@ def train(
         if steps == total:
             check_learned(model, steps=steps)
             after = loss_of_held_out() if held_out else None
-        if interruption.requested and state.step < steps:  # the signal came when the last step was done
+        interrupted = any(trainer.sums(interruption.requested))
+        if interrupted and state.step < steps:  # the signal came when the last step was done
             trainer._save_checkpoint(model)
     return TrainingResult(
         steps=steps,
@@ -144,7 +154,7 @@ def train(
         evaluation_loss_before=state.evaluation_loss_before,
         evaluation_loss_after=after,
         evaluation_rows=len(held_out),
-        interrupted=interruption.requested,
+        interrupted=interrupted,
         resumed_from=start if checkpoint else None,
     )
 
@@ -159,7 +169,7 @@ def total_steps(items: int, config: "RunConfig", processes: int = 1) -> int:
 
 def _resumed_state(checkpoint: Path, data: "PreparedData", config: "RunConfig", total: int, *, say: bool) -> RunState:
     state = RunState.read(checkpoint)
-    check_same_run(state, config, data.fingerprint, where=checkpoint)
+    check_same_run(state, config, data.fingerprint, where=checkpoint, processes=world_size())
     if state.total_steps != total and say:
         warn(
             f"the checkpoint's run was to have {state.total_steps} steps, this one has {total}:"
@@ -204,6 +214,7 @@ def _arguments(config: "RunConfig", plan: QuantizationPlan, folder: Path, total:
             report_to=list(config.report_to) or "none",
             remove_unused_columns=False,
             disable_tqdm=True,
+            ddp_find_unused_parameters=False,
             **recompute,
         )
     except (ValueError, ImportError, RuntimeError) as error:
@@ -246,7 +257,9 @@ def _with_rows(collate: Any) -> Any:
         import torch
 
         rows = [row for item in items for row in item]
-        return {**collate(rows), "rows": torch.tensor([row.row for row in rows])}
+        learnt = [row for row in rows if row.supervised]
+        numbers = torch.tensor([row.row for row in learnt], dtype=torch.long)
+        return {**collate(rows), "rows": numbers, "tokens": sum(len(row.input_ids) for row in learnt)}
 
     return batch_of
 

@@ -9,14 +9,13 @@ from quantkit.files import refuse_existing
 from quantkit.memory import MemoryLog
 from quantkit.merging.report import observe_reference
 from quantkit.methods import installed_methods
+from quantkit.processes import INTERRUPTED, Processes, together
 from quantkit_tools import stages
 from quantkit_tools.flags import parse_train_flags
 from quantkit_tools.merge_in_run import merge_adapters
 from quantkit_tools.planning import announce, plan_run
 from quantkit_tools.quantized_base import with_quantized_base
 from quantkit_tools.quantizing import report_gate
-
-INTERRUPTED = 130
 
 
 def main(arguments: list[str]) -> int:
@@ -33,6 +32,11 @@ def run(config: RunConfig, *, dry_run: bool = False, json: bool = False) -> int:
     Raises:
         QuantkitError: what is wrong with settings, data, model or result; nothing half-written is left.
     """
+    with together(config.device) as processes:
+        return _run(config, processes, dry_run=dry_run, json=json)
+
+
+def _run(config: RunConfig, processes: Processes, *, dry_run: bool, json: bool) -> int:
     methods, memory = installed_methods(), MemoryLog()
     plan = plan_run(config, methods)
     announce(plan)
@@ -44,7 +48,7 @@ def run(config: RunConfig, *, dry_run: bool = False, json: bool = False) -> int:
     tokenizer = stages.load_tokenizer(plan)
     data = stages.prepare_rows(plan, tokenizer) if config.dataset_name else None
     if data is not None and plan.quantizes_base:
-        with memory.stage("quantize base"):
+        with memory.stage("quantize base"), processes.one_first():
             plan = with_quantized_base(plan, data, tokenizer, methods)
     with memory.stage("load"):
         model = stages.load_trainable(plan, methods)
@@ -58,7 +62,10 @@ def run(config: RunConfig, *, dry_run: bool = False, json: bool = False) -> int:
             console.say(
                 f"interrupted after step {result.steps} of {result.total_steps}; go on with resume_from_checkpoint=true"
             )
-            return INTERRUPTED
+            return processes.end(INTERRUPTED) if processes.first else processes.follow()
+    if not processes.first:
+        del model
+        return processes.follow()
     if plan.merges and data is not None:
         with memory.stage("merge"):
             reference = observe_reference(model, rows)
@@ -70,7 +77,7 @@ def run(config: RunConfig, *, dry_run: bool = False, json: bool = False) -> int:
     code = report_gate(written) if plan.merges else 0
     if json:
         console.emit_json({"artifact": str(plan.target), "name": plan.name})
-    return code
+    return processes.end(code)
 
 
 if __name__ == "__main__":

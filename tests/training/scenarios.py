@@ -1,0 +1,57 @@
+"""Runs that one process and two must do alike: their models, rows and settings."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from quantkit.adapters import attach_adapter
+from quantkit.config import RunConfig
+from quantkit.data import PreparedData
+from quantkit.plan import AdapterPlan
+from tests.training.helpers import adapted, config
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A run of four rows per step and process."""
+
+    four_bit: bool = False
+    rows: int = 21
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def rows_of(self, data: PreparedData) -> PreparedData:
+        """Return the first rows to train on, and two held-out ones."""
+        return replace(data, train=data.train[: self.rows], evaluation=data.evaluation[:2])
+
+    def split(self) -> RunConfig:
+        """Return the settings of two processes: two rows, twice, per step and process."""
+        return self._of(per_device_train_batch_size=2, gradient_accumulation_steps=2)
+
+    def whole(self) -> RunConfig:
+        """Return the settings of one process that does the same steps."""
+        return self._of(per_device_train_batch_size=8)
+
+    def _of(self, **size: int) -> RunConfig:
+        # Adam divides rounding by rounding where gradients are zero; gradient descent does not
+        sgd = {"max_steps": -1, "optim": "sgd", "learning_rate": 0.5}
+        return config(**(sgd | self.settings | size))
+
+
+SCENARIOS = {
+    "dense": Scenario(settings={"num_train_epochs": 2, "group_by_length": True, "recompute": "selective"}),
+    "four bit": Scenario(four_bit=True, rows=11, settings={"recompute": "full"}),
+}
+
+
+def made(scenario: Scenario, folder: Any) -> Any:
+    """Return the scenario's model with fresh adapters."""
+    if not scenario.four_bit:
+        return adapted(folder)
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, device_map={"": "cpu"}, quantization_config=four_bit
+    )
+    return attach_adapter(model, AdapterPlan(kind="LoRa", r=4, lora_alpha=8), seed=1)

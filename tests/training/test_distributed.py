@@ -1,0 +1,130 @@
+"""Do two processes train what one does, and do they start, stop and fail as one?
+
+Two gloo processes are started once, as torchrun starts them; `distributed_worker` is what they do.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quantkit.data.arithmetic import arithmetic_data
+from quantkit.files import verify_manifest
+from quantkit_tools.flags import parse_train_flags
+from tests.training.helpers import equal, run, trained
+from tests.training.scenarios import SCENARIOS, made
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "Fine-tuning" / "launch"
+
+
+@pytest.mark.parametrize("name", ["one_node", "many_nodes"])
+def test_accelerate_reads_the_launch_files(name: str) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    found = load_config_from_file(str(LAUNCH / f"{name}.yaml"))
+    assert found.distributed_type == "MULTI_GPU"
+    assert found.num_processes % found.num_machines == 0
+
+
+def test_the_slurm_script_is_a_script_whose_command_has_known_flags() -> None:
+    script = LAUNCH / "slurm.sh"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    (command,) = re.findall(r"exec quantkit train (.*) \"\$@\"", script.read_text())
+    flags = parse_train_flags([*command.split(), "--model-name-or-path", "x"])
+    assert flags.config.resume_from_checkpoint is True
+
+
+@pytest.fixture(scope="module")
+def together(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """Folder of what two processes wrote, and what they printed."""
+    folder = tmp_path_factory.mktemp("two")
+    rows = folder / "rows.jsonl"
+    lines = [{"question": row["question"], "answer": row["answer"]} for row in arithmetic_data(train=9, seed=5).train]
+    rows.write_text("\n".join(map(json.dumps, lines)))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*start, "-m", "tests.training.distributed_worker", str(tiny_model), str(rows), str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout, done.stderr
+
+
+def seen(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Return what each process noted in a scenario."""
+    return [torch.load(folder / f"{name}-{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_two_processes_have_the_loss_curve_of_one(  # noqa: PLR0917
+    name: str, together: tuple[Path, str, str], tiny_model: Path, data: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    scenario, model = SCENARIOS[name], made(SCENARIOS[name], tiny_model)
+    alone = run(model, scenario.rows_of(data), scenario.whole(), tokenizer, tmp_path)
+    first, second = seen(together[0], name)
+    assert first["result"]["losses"] == pytest.approx(alone.losses, rel=2e-6)
+    assert alone.losses[-1] < alone.losses[0]
+    assert first["result"]["losses"] == second["result"]["losses"]
+    assert equal(first["weights"], second["weights"])
+    for key, weight in trained(model).items():
+        torch.testing.assert_close(first["weights"][key], weight, rtol=1e-4, atol=1e-6)
+    for key in ("steps", "tokens", "response_tokens", "padding_free", "prefix_sharing"):
+        assert first["result"][key] == getattr(alone, key), key
+    assert alone.prefix_sharing
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_rows_that_do_not_divide_are_each_trained_on_once_an_epoch(name: str, together: tuple[Path, str, str]) -> None:
+    steps_an_epoch = -(-SCENARIOS[name].rows // 8)
+    rows: dict[int, list[int]] = {}
+    for noted in seen(together[0], name):
+        for step, of_step in dict(noted["passes"]).items():
+            rows.setdefault(step // steps_an_epoch, []).extend(of_step)
+    assert len(rows) == SCENARIOS[name].settings.get("num_train_epochs", 1)
+    assert all(sorted(of_epoch) == list(range(1, SCENARIOS[name].rows + 1)) for of_epoch in rows.values())
+
+
+def test_gradients_go_over_the_wire_once_a_step(together: tuple[Path, str, str]) -> None:
+    for noted in seen(together[0], "dense"):
+        passes = [step for step, _ in noted["passes"]]
+        assert max(map(passes.count, passes)) == 2
+        last_of_step = [number for number, step in enumerate(passes, 1) if step not in passes[number:]]
+        assert sorted(set(noted["reduced"])) == last_of_step
+
+
+def test_one_signal_to_one_process_stops_both_and_they_go_on_bit_for_bit(together: tuple[Path, str, str]) -> None:
+    straight = seen(together[0], "dense")
+    for rank, noted in enumerate(seen(together[0], "resumed")):
+        assert noted["stopped"]["interrupted"]
+        assert noted["stopped"]["steps"] == noted["result"]["resumed_from"] == 2
+        assert noted["result"]["losses"] == straight[rank]["result"]["losses"]
+        assert equal(noted["weights"], straight[rank]["weights"])
+    (checkpoint,) = (together[0] / "resumed").iterdir()
+    verify_manifest(checkpoint)
+    assert sorted(path.name for path in checkpoint.glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]
+
+
+def test_the_command_ends_with_one_code_one_artifact_and_one_message(together: tuple[Path, str, str]) -> None:
+    folder, out, err = together
+    assert [noted["codes"] for noted in seen(folder, "codes")] == [[0, 2, 1], [0, 2, 1]]
+    (artifact,) = (path for path in (folder / "made").iterdir() if not path.name.startswith("."))
+    verify_manifest(artifact)
+    assert not list((folder / "broken").glob("[!.]*"))
+    assert out.count("artifact: ") == 1
+    assert out.count("train: 1/2 steps") == 2  # the third run's first step broke in the other process only
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert "exists; choose another output folder" in errors[0]
+    assert "the loss is nan" in errors[1]
