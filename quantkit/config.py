@@ -7,7 +7,6 @@ apart and lets a misspelt key pass unread. A `RunConfig` that exists is valid.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self
@@ -15,6 +14,7 @@ from typing import Any, Literal, Self
 from quantkit.errors import UsageError, did_you_mean
 from quantkit.options import check_value
 from quantkit.plan import PEFT_KINDS, AdapterPlan, AdapterStart, PeftKind
+from quantkit.ranges import NUMBERS, RANGES
 
 DtypeName = Literal["bfloat16", "float16", "float32"]
 MergePolicy = Literal["dequantized", "base", "requantized"]
@@ -266,38 +266,3 @@ def _loosened(name: str, value: Any) -> Any:
     if hasattr(value, "__fspath__"):
         return str(value)
     return value
-
-
-def _positive(value: float) -> bool:
-    return 0 < value < math.inf
-
-
-def _not_negative(value: float) -> bool:
-    return 0 <= value < math.inf
-
-
-RANGES: dict[str, tuple[Any, str]] = {
-    "model_name_or_path": (bool, "a folder or a hub id"),
-    "trunc_train": (_positive, "a positive number of rows or None"),
-    "calib_rows": (_positive, "at least 1"),
-    "calib_length": (lambda value: value >= 2, "at least 2 tokens"),
-    "max_length": (lambda value: value >= 2, "at least 2 tokens"),
-    "lora_r": (lambda value: 1 <= value <= 65536, "between 1 and 65536, or None"),
-    "lora_alpha": (_positive, "positive"),
-    "lora_dropout": (lambda value: 0 <= value < 1, "a probability below 1"),
-    "target_modules": (bool, "at least one layer name or preset"),
-    "learning_rate": (_positive, "positive and finite"),
-    "num_train_epochs": (_positive, "positive and finite"),
-    "max_steps": (lambda value: value == -1 or value > 0, "-1 or a positive number of steps"),
-    "per_device_train_batch_size": (_positive, "at least 1"),
-    "gradient_accumulation_steps": (_positive, "at least 1"),
-    "warmup_steps": (_not_negative, "0 or more"),
-    "weight_decay": (_not_negative, "0 or more"),
-    "max_grad_norm": (_not_negative, "0 or more"),
-    "seed": (lambda value: 0 <= value < 2**32, "between 0 and 4294967295"),
-    "logging_steps": (_positive, "at least 1"),
-    "save_steps": (_not_negative, "0 or more"),
-    "save_total_limit": (_positive, "at least 1"),
-    "output_dir": (bool, "a folder"),
-}
-NUMBERS = frozenset(name for name in RANGES if name not in ("model_name_or_path", "target_modules", "output_dir"))

@@ -177,6 +177,7 @@ def _joined(device: str) -> Processes:
         )
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     from quantkit.modeling import resolve_device
@@ -187,11 +188,11 @@ def _joined(device: str) -> Processes:
     console.silence(not is_first())
     store, rank, size = next(iter(rendezvous("env://", timeout=MEETING)))
     number = next(_joins)
-    group = dist.PrefixStore(f"collectives {number}", store)
+    group = PrefixStore(f"collectives {number}", store)
     dist.init_process_group(
         "nccl" if found.type == "cuda" else "gloo", store=group, rank=rank, world_size=size, timeout=COLLECTIVES
     )
-    return Processes(first=rank == 0, size=size, store=dist.PrefixStore(f"quantkit {number}", store))
+    return Processes(first=rank == 0, size=size, store=PrefixStore(f"quantkit {number}", store))
 
 
 def _refuse_sharding() -> None:

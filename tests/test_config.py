@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from quantkit.config import RANGES, WITHOUT_EFFECT_ON_WEIGHTS, RunConfig
+from quantkit.config import WITHOUT_EFFECT_ON_WEIGHTS, RunConfig
 from quantkit.errors import UsageError
+from quantkit.ranges import RANGES
 from tests.settings_methods import settings_methods
 
 METHODS = settings_methods()
