@@ -263,6 +263,6 @@ def _loosened(name: str, value: Any) -> Any:
     if name.endswith("_dtype") and isinstance(value, str):
         word = value.removeprefix("torch.")
         return {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}.get(word, word)
-    if hasattr(value, "__fspath__"):
-        return str(value)
-    return value
+    if name == "resume_from_checkpoint" and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    return str(value) if hasattr(value, "__fspath__") else value

@@ -13,4 +13,4 @@ export WORLD_SIZE=$SLURM_NTASKS
 
 srun --kill-on-bad-exit=1 bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID
-    exec quantkit train --resume-from-checkpoint true "$@"' quantkit "$@"
+    exec quantkit train "$@" --resume-from-checkpoint' quantkit "$@"

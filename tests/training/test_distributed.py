@@ -15,9 +15,12 @@ import pytest
 import torch
 
 from quantkit.data.arithmetic import arithmetic_data
+from quantkit.errors import UsageError
 from quantkit.files import verify_manifest
+from quantkit.training.checkpoints import RunState, check_same_run, plain_settings
+from quantkit.training.order import fillers
 from quantkit_tools.flags import parse_train_flags
-from tests.training.helpers import equal, run, trained
+from tests.training.helpers import config, equal, run, trained
 from tests.training.scenarios import SCENARIOS, made
 
 ROOT = Path(__file__).parents[2]
@@ -36,9 +39,10 @@ def test_accelerate_reads_the_launch_files(name: str) -> None:
 def test_the_slurm_script_is_a_script_whose_command_has_known_flags() -> None:
     script = LAUNCH / "slurm.sh"
     subprocess.run(["bash", "-n", str(script)], check=True)
-    (command,) = re.findall(r"exec quantkit train (.*) \"\$@\"", script.read_text())
-    flags = parse_train_flags([*command.split(), "--model-name-or-path", "x"])
-    assert flags.config.resume_from_checkpoint is True
+    (flags,) = re.findall(r'exec quantkit train "\$@" (.*)\'', script.read_text())
+    for word in ((), ("true",), ("True",)):
+        found = parse_train_flags(["--model-name-or-path", "x", *flags.split(), *word])
+        assert found.config.resume_from_checkpoint is True
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +132,19 @@ def test_the_command_ends_with_one_code_one_artifact_and_one_message(together: t
     assert len(errors) == 2
     assert "exists; choose another output folder" in errors[0]
     assert "the loss is nan" in errors[1]
+
+
+def test_a_checkpoint_of_two_processes_is_not_one_processs(tmp_path: Path) -> None:
+    settings = config()
+    state = RunState(processes=2, settings=plain_settings(settings), data="rows")
+    check_same_run(state, settings, "rows", where=tmp_path, processes=2)
+    with pytest.raises(UsageError, match=r"made by 2 processes, this run has 1, so its steps have other rows; start as many"):
+        check_same_run(state, settings, "rows", where=tmp_path)
+
+
+def test_fillers_teach_nothing_unless_the_model_has_a_loss_of_its_own(data: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    items = [[row] for row in data.train[:2]]
+    assert [[row.supervised for row in item] for item in fillers(items, 3)] == [[0], [0], [0]]
+    assert capsys.readouterr().out == ""
+    assert fillers(items, 3, own_loss=True) == [items[0], items[1], items[0]]
+    assert "3 rows stand twice in an epoch" in capsys.readouterr().out
