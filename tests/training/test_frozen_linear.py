@@ -179,6 +179,15 @@ def test_what_does_not_fit_stays_with_peft_and_is_named(capsys: pytest.CaptureFi
     assert "1 for a base that is trained too" in " ".join(capsys.readouterr().out.split())
 
 
+def test_an_adapter_with_hooks_on_its_parts_stays_with_peft(capsys: pytest.CaptureFixture[str]) -> None:
+    model = with_adapters(family("Llama"))
+    first = next(item for item in model.modules() if hasattr(item, "base_layer"))
+    first.lora_B["default"].register_forward_hook(lambda *_: None)
+    with fused_adapters(model) as count:
+        assert count == 20
+    assert "1 for hooks on an adapter's parts" in " ".join(capsys.readouterr().out.split())
+
+
 def test_arithmetic_that_is_not_peft_s_is_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     model = with_adapters(family("Llama"))
     honest = module_under_test.Site
