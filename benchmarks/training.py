@@ -130,7 +130,7 @@ def measure(
     for case in cases:
         if "error" in (item := found[case.name]):
             continue
-        rates(item, rows[case.rows], useful_flops(base, rows[case.rows]), max(best.values()))
+        rates(item, rows[case.rows], useful_flops(base, rows[case.rows]), best)
         if (file := gradients_file(setting, case.name)).is_file():
             item["gradient_difference"] = gradient_difference(file, setting.scratch / "reference.safetensors")
     return found, best
@@ -142,13 +142,14 @@ def show(result: dict[str, Any]) -> None:
 
     def line(name: str, item: dict[str, Any]) -> list[object]:
         if "error" in item:
-            return [name, item["error"], *[None] * 6]
+            return [name, item["error"], *[None] * 7]
         apart = f"{item['gradient_difference']:.1e}" if "gradient_difference" in item else None
         numbers = (f"{item[key]:.1f}" for key in ("tokens_per_cpu_s", "tokens_per_s", "response_tokens_per_cpu_s"))
         return [
             name,
             *numbers,
             f"{item['share_of_bound']:.0%}",
+            f"{item['share_of_own_bound']:.0%} ({item['arithmetic_dtype']})",
             format_bytes(item["peak_rss_bytes"]),
             f"{item['losses'][0]:.6f}",
             apart,
@@ -160,6 +161,7 @@ def show(result: dict[str, Any]) -> None:
         "tokens / s",
         "response tokens / CPU s",
         "of the bound",
+        "of its type's",
         "peak",
         "first loss",
         "gradients",

@@ -29,13 +29,17 @@ def useful_flops(model: Mapping[str, Any], rows: Mapping[str, Any]) -> list[floa
     return [per_token * tokens + attention * squares + head * responses for tokens, responses, squares in steps]
 
 
-def rates(found: dict[str, Any], rows: Mapping[str, Any], flops: Sequence[float], gflops: float) -> None:
-    """Add to a case its tokens per second and its share of the bound, over all measured steps."""
+def rates(found: dict[str, Any], rows: Mapping[str, Any], flops: Sequence[float], gflops: Mapping[str, float]) -> None:
+    """Add to a case its tokens per second and its share of the bound, over all measured steps.
+
+    The bound is what the fastest data type's matrix products allow; `share_of_own_bound` is that of the type it computes in.
+    """
     cpu_s, wall_s = sum(found["cpu_s"]), sum(found["wall_s"])
     found["tokens_per_cpu_s"] = sum(rows["tokens"]) / cpu_s
     found["tokens_per_s"] = sum(rows["tokens"]) / wall_s
     found["response_tokens_per_cpu_s"] = sum(rows["response_tokens"]) / cpu_s
-    found["share_of_bound"] = sum(flops) / (1e9 * gflops * cpu_s)
+    found["share_of_bound"] = sum(flops) / (1e9 * max(gflops.values()) * cpu_s)
+    found["share_of_own_bound"] = sum(flops) / (1e9 * gflops[found["arithmetic_dtype"]] * cpu_s)
 
 
 def gradient_difference(file: Path, reference: Path) -> float:

@@ -112,9 +112,9 @@ def test_what_failed_or_was_not_measured_is_not_judged():
 def test_a_share_of_the_bound_counts_useful_arithmetic_only():
     model = {"frozen_parameters": 10**9, "adapter_parameters": 0, "head_parameters": 0, "attention_width": 0, "layers": 1}
     rows = {"tokens": [2, 3], "response_tokens": [1, 1], "squares": [4, 9]}
-    found: dict[str, Any] = {"cpu_s": [2.0, 3.0], "wall_s": [4.0, 6.0]}
-    rates(found, rows, useful_flops(model, rows), 8.0)
-    assert found["share_of_bound"] == pytest.approx(0.5)
+    found: dict[str, Any] = {"cpu_s": [2.0, 3.0], "wall_s": [4.0, 6.0], "arithmetic_dtype": "float32"}
+    rates(found, rows, useful_flops(model, rows), {"float32": 4.0, "bfloat16": 8.0})
+    assert (found["share_of_bound"], found["share_of_own_bound"]) == (pytest.approx(0.5), pytest.approx(1.0))
     assert (found["tokens_per_cpu_s"], found["tokens_per_s"], found["response_tokens_per_cpu_s"]) == (1.0, 0.5, 0.4)
 
 
