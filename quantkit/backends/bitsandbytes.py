@@ -142,8 +142,8 @@ def layer_facts(module: Any) -> LayerFacts:
     raise VerificationError(f"a bitsandbytes {type(module).__name__} holds {name} without quantization state; load it again")
 
 
-def dense_weight(module: Any) -> Any:
-    """Return a layer's weight as its forward pass uses it, as a float32 tensor of shape [out, in].
+def dense_weight(module: Any, dtype: Any = None) -> Any:
+    """Return a layer's weight as its forward pass uses it, [out, in], in a torch data type (default: float32).
 
     Raises:
         VerificationError: the weight has been repacked for the CPU fast path.
@@ -154,16 +154,16 @@ def dense_weight(module: Any) -> Any:
     from bitsandbytes import functional
 
     _refuse_repacked(module, type(module).__name__)
-    weight = module.weight
+    weight, dtype = module.weight, dtype or torch.float32
     if layer_facts(module).format == "dense":
-        return weight.detach().to(torch.float32)
+        return weight.detach().to(dtype)
     if getattr(weight, "quant_state", None) is not None:
         state = copy.copy(weight.quant_state)
         state.dtype = module.compute_dtype or state.dtype
-        return functional.dequantize_4bit(weight.data, state).to(torch.float32)
+        return functional.dequantize_4bit(weight.data, state).to(dtype)
     codes = module.state.CB if module.state.CB is not None else weight.data
     scales = module.state.SCB if module.state.SCB is not None else weight.SCB
-    return codes.to(torch.float32).mul_(scales.unsqueeze(1).mul(1.0 / 127.0))
+    return codes.to(dtype).mul_(scales.unsqueeze(1).mul(1.0 / 127.0))
 
 
 def dense_layer(module: Any) -> Any:

@@ -18,6 +18,7 @@ from quantkit.evaluation.measuring import Measured, Setup, measure
 from quantkit.evaluation.plausibility import answers_under, plausibility_scores
 from quantkit.evaluation.rendering import render
 from quantkit.evaluation.results import Cost, TaskResult
+from quantkit.evaluation.sources import require_distinct_names
 from quantkit.evaluation.tasks import Task
 from quantkit.memory import MemoryLog
 
@@ -48,10 +49,7 @@ def evaluate_model(
             divergence and there is no reference.
         VerificationError: a loss is not finite.
     """
-    names = [task.name for task in tasks]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"two data sets are called {name!r}; give one of them another file name")
+    require_distinct_names([task.name for task in tasks])
     for setting, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise UsageError(f"{setting} is {value}; it must be at least 1")

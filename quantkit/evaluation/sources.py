@@ -67,7 +67,15 @@ def read_tasks(
                 **task.decided_by(everything),
             )
         )
+    require_distinct_names([task.name for task in tasks])
     return tasks
+
+
+def require_distinct_names(names: Sequence[str]) -> None:
+    """Raise `UsageError` where two data sets share a name, under which their results would be filed."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two data sets are called {name!r}; give one of them another file name")
 
 
 def _task(kind: str) -> type[Task]:

@@ -10,7 +10,6 @@ Importing this module imports torch.
 """
 
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,20 +39,13 @@ class Site:
 def frozen_weight(layer: Any, dtype: torch.dtype) -> Tensor:
     """Return a layer's weight [out, in] as its forward pass uses it, in a data type; dense weights of it are not copied.
 
-    4-bit weights are dequantized to what the layer computes in, as `quantkit.backends.bitsandbytes` says.
+    Quantized ones are dequantized as `quantkit.backends.bitsandbytes.dense_weight` says.
     """
-    weight = layer.weight
-    if (state := getattr(weight, "quant_state", None)) is not None:
-        from bitsandbytes.functional import dequantize_4bit
+    if getattr(layer.weight, "quant_state", None) is not None or hasattr(layer, "init_8bit_state"):
+        from quantkit.backends.bitsandbytes import dense_weight
 
-        state = copy(state)
-        state.dtype = layer.compute_dtype or dtype
-        return torch.as_tensor(dequantize_4bit(weight.data, state)).to(dtype)
-    if hasattr(layer, "init_8bit_state"):
-        codes = layer.state.CB if layer.state.CB is not None else weight.data
-        scales = layer.state.SCB if layer.state.SCB is not None else weight.SCB
-        return torch.as_tensor(codes.to(dtype).mul_(scales.unsqueeze(1).mul(1.0 / 127.0)))
-    return torch.as_tensor(weight.detach().to(dtype))
+        return torch.as_tensor(dense_weight(layer, dtype))
+    return torch.as_tensor(layer.weight.detach().to(dtype))
 
 
 def _without_autocast(backward: Callable[..., Any]) -> Any:

@@ -58,8 +58,8 @@ def faster_dtype(device: str) -> str:
 def training_dtypes(model: Any, arithmetic: str) -> Iterator[None]:
     """Hold trainable parameters in float32, and for float32 arithmetic the frozen ones too; undo both at the end.
 
-    Quantized weights are left alone. Layers that dequantize to a `compute_dtype` of their own (bitsandbytes) are let
-    choose it again from their input.
+    Quantized weights are left alone. Layers that dequantize to a `compute_dtype` of their own (bitsandbytes) do so in
+    float32, too; left to choose from their first input, they would be asked for weights before it.
     """
     import torch
 
@@ -72,7 +72,7 @@ def training_dtypes(model: Any, arithmetic: str) -> Iterator[None]:
     chosen = [(module, module.compute_dtype, module.compute_type_is_set) for module in choosers]
     if arithmetic == "float32":
         for module in choosers:
-            module.compute_type_is_set = False
+            module.compute_dtype, module.compute_type_is_set = torch.float32, True
     try:
         yield
     finally:

@@ -35,6 +35,10 @@ class TrainingResult:
     """Whether tokens that rows of a batch begin with were computed once."""
     packing: bool = False
     """Whether batches were filled up with rows to a number of tokens."""
+    fused_adapters: int = 0
+    """Adapters computed in place, with a backward pass of their own."""
+    recompute: str = "none"
+    """What the backward pass computed again: none, selective (MLPs) or full (decoder blocks)."""
     optim: str = "adamw_torch"
     """The optimizer, as `TrainingArguments.optim` spells it."""
     trainable_parameters: int = 0

@@ -117,12 +117,12 @@ def train(
         )
         if held_out and state.evaluation_loss_before is None and checkpoint is None:
             state.evaluation_loss_before = loss_of_held_out()
-        start = state.step
+        start, fused, recomputed = state.step, 0, 0
         if start < total:
             with (
                 rows_apart(model) if levers.padding_free else nullcontext(),
-                fused_adapters(model, arithmetic=state.arithmetic_dtype, wanted=config.fused_adapters, notice=first),
-                mlps_recomputed(model, wanted=recompute_of(config) == "selective", notice=first),
+                fused_adapters(model, arithmetic=state.arithmetic_dtype, wanted=config.fused_adapters, notice=first) as fused,
+                mlps_recomputed(model, wanted=recompute_of(config) == "selective", notice=first) as recomputed,
                 _shown(trainer, total - start, start) as watch.progress,
             ):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -149,6 +149,8 @@ def train(
         padding_free=levers.padding_free,
         prefix_sharing=levers.prefix_sharing,
         packing=levers.packing,
+        fused_adapters=fused,
+        recompute="full" if recompute_of(config) == "full" else "selective" if recomputed else "none",
         optim=str(getattr(arguments.optim, "value", arguments.optim)),
         trainable_parameters=sum(item.numel() for item in model.parameters() if item.requires_grad),
         evaluation_loss_before=state.evaluation_loss_before,

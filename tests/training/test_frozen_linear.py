@@ -14,6 +14,7 @@ from quantkit.methods import installed_methods
 from quantkit.plan import AdapterPlan
 from quantkit.training import fused_adapters as module_under_test
 from quantkit.training.checkpoints import FACTS
+from quantkit.training.frozen_linear import frozen_weight
 from quantkit.training.fused_adapters import fused_adapters
 from quantkit.training.precision import training_dtypes
 from tests.bench import load, plan_for, token_batch
@@ -235,8 +236,26 @@ def test_a_run_without_the_lever_ends_where_one_with_it_does(
     kind: Any, tiny_model: Path, data: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     settings = config(max_steps=3)
-    losses = [
-        run(adapted(tiny_model, kind), data, settings.with_changes(fused_adapters=on), tokenizer, tmp_path / str(on)).losses
+    with_it, without = (
+        run(adapted(tiny_model, kind), data, settings.with_changes(fused_adapters=on), tokenizer, tmp_path / str(on))
         for on in (True, False)
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    )
+    assert with_it.losses == pytest.approx(without.losses, rel=1e-5)
+    assert with_it.fused_adapters > 0
+    assert without.fused_adapters == 0
+
+
+def test_weights_asked_for_before_the_first_step_are_those_of_float32_arithmetic() -> None:
+    """DoRA's norms are; a layer that rounds to bfloat16 until it has seen an input would give others after a resume."""
+    from bitsandbytes.nn import Linear4bit
+
+    layer = Linear4bit(64, 32, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+    model = torch.nn.Sequential(layer.to("cpu"))
+    rounded = frozen_weight(model[0], torch.float32)
+    with training_dtypes(model, "float32"):
+        exact = frozen_weight(model[0], torch.float32)
+        model[0](torch.ones(1, 64))
+        assert torch.equal(frozen_weight(model[0], torch.float32), exact)
+    assert torch.equal(rounded, exact.bfloat16().float())
+    assert not torch.equal(rounded, exact)
+    assert model[0].compute_dtype == torch.bfloat16

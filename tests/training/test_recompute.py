@@ -86,7 +86,8 @@ def test_a_run_that_recomputes_gives_the_same_weights(
 ) -> None:
     once, twice = adapted(tiny_model), adapted(tiny_model)
     run(once, data, config(max_steps=2), tokenizer, tmp_path / "once")
-    run(twice, data, config(max_steps=2, recompute=recompute), tokenizer, tmp_path / "twice")
+    result = run(twice, data, config(max_steps=2, recompute=recompute), tokenizer, tmp_path / "twice")
+    assert result.recompute == recompute
     assert equal(trained(once), trained(twice))
     assert not any("forward" in vars(module) for module in twice.modules())
 

@@ -234,18 +234,13 @@ def tasks_of(flags: Flags, system_prompt: str | None) -> "list[Task]":
 
     if flags.harness and not flags.data:
         return []
-    tasks = read_tasks(
+    return read_tasks(
         [item for item in (flags.data or "").split(",") if item],
         kind=flags.task,
         limit=flags.limit,
         seed=flags.seed,
         system_prompt=system_prompt if flags.system_prompt is None else flags.system_prompt,
     )
-    names = [task.name for task in tasks]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"two data sets are called {name!r}; give one of them another file name")
-    return tasks
 
 
 def file_result(registry: Registry, whole: ArtifactResult, result: TaskResult) -> None:
