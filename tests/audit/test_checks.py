@@ -143,37 +143,6 @@ def test_one_change_to_a_result_of_lm_eval(place: str, value: Any, expected: Exp
     expect(findings, expected)
 
 
-@pytest.mark.parametrize(
-    ("place", "value", "expected"),
-    [
-        (
-            "versions.arc_easy",
-            2.0,
-            ("error", "different settings", "task_version differs between the models compared: 1.0, 2.0"),
-        ),
-        ("n-shot.arc_easy", 25, ("error", "different settings", "num_fewshot differs between the models compared: 0, 25")),
-        ("chat_template_sha", "abc", ("error", "different settings", "chat_template differs")),
-        ("config.limit", 50, ("error", "different settings", "limit differs")),
-        ("config.batch_size", "1", ("warning", "different settings", "batch_size differs between the models compared: 16, 1")),
-        ("config.model_dtype", "torch.float32", ("warning", "different settings", "dtype differs")),
-        ("n-samples.arc_easy.effective", 500, ("error", "different rows", "n differs between the models compared: 1000, 500")),
-        (
-            "results.arc_easy",
-            {"acc_norm,none": 0.42, "acc_norm_stderr,none": 0.01561558},
-            ("error", "different metrics", "acc and acc_norm stand side by side"),
-        ),
-    ],
-)
-def test_what_may_not_stand_in_one_ranking(place: str, value: Any, expected: tuple[str, str, str], tmp_path: Path) -> None:
-    one = files.lm_eval_results()
-    if expected[1] == "different metrics":
-        one["results"]["arc_easy"] = {"acc,none": 0.4, "acc_stderr,none": math.sqrt(0.24 / 999)}
-    files.write_json(tmp_path / "a" / "results_x.json", one)
-    other = files.changed(files.lm_eval_results("org/Other-1B", right=600), place, value)
-    files.write_json(tmp_path / "b" / "results_x.json", other)
-    expect(audit(tmp_path), expected)
-
-
 def test_samples_beside_lm_evals_results_are_read_with_them(tmp_path: Path) -> None:
     files.write_json(tmp_path / "results_x.json", files.lm_eval_results(right=240))
     lines = files.lm_eval_samples(250, 1000)
@@ -270,28 +239,6 @@ def test_means_over_parsed_answers_are_recognised_by_their_rows(tmp_path: Path) 
     run["metrics"] = {"accuracy": round(sum(parsed) / len(parsed), 4)}
     findings = audit(files.write_json(tmp_path / "study.json", {"models": {"Base-1B": run}}))
     assert any("it is the mean over the 40 parsed answers only" in item.found for item in found(findings, "conditional mean"))
-
-
-@pytest.mark.parametrize(
-    ("place", "value", "expected"),
-    [
-        ("data_fingerprint", "ff" * 32, ("error", "different rows", "2 different sets of rows go by this name")),
-        ("settings.max_new_tokens", 64, ("error", "different settings", "max_new_tokens differs between the models")),
-        (
-            "settings.dtype",
-            "float32",
-            ("note", "different settings", "dtype differs between the models compared: bfloat16, float32"),
-        ),
-        ("settings.batch_size", 1, None),
-    ],
-)
-def test_our_results_are_put_side_by_side_as_comparisons_allow(
-    place: str, value: Any, expected: Expected, tmp_path: Path
-) -> None:
-    files.write_json(tmp_path / "a.json", files.quantkit_result(right=30, name="Tiny-Llama"))
-    other = files.changed(files.quantkit_result(right=50, artifact="ef" * 32), place, value)
-    files.write_json(tmp_path / "b.json", other)
-    expect(audit(tmp_path), expected)
 
 
 def test_a_perplexity_over_a_part_of_the_tokens_is_said_to_be_one(tmp_path: Path) -> None:

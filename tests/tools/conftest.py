@@ -83,3 +83,24 @@ def kept_adapter(model: Path, rows: Path, folder: Path, *more: object, method: s
     before = set(folder.glob("*"))
     assert run_verb("train", [str(flag) for flag in flags]) == 0
     return next(path for path in set(folder.glob("*_SFT_*")) - before)
+
+
+@pytest.fixture
+def write_sweep(tiny_model: Path, rows: Path, tmp_path: Path) -> Any:
+    """Write a sweep file over the tiny model and two steps of training; return its path."""
+
+    def make(base: dict[str, Any] | None = None, **sections: Any) -> Path:
+        settings = {
+            "model_name_or_path": str(tiny_model),
+            "dataset_name": f"openmath:{rows}",
+            "max_steps": 2,
+            "lora_r": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "output_dir": str(tmp_path / "artifacts"),
+        }
+        path = tmp_path / "small.json"
+        path.write_text(json.dumps({"base": settings | (base or {})} | sections))
+        return path
+
+    return make

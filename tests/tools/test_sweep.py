@@ -1,7 +1,6 @@
 """`quantkit sweep`: what it plans, what it refuses, and that it goes on after whatever stopped it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,46 +16,17 @@ from quantkit.sweeping import read_sweep
 from quantkit_registry.records import read_record
 from quantkit_registry.store import Registry
 from quantkit_registry.verify import name_contradictions
-from quantkit_tools import sweep_running
 from quantkit_tools.merge_flags import parse_merge_flags
 from quantkit_tools.merge_planning import plan_merge
-from quantkit_tools.sweep_commands import command_of, jobs, slurm_script, write_runs
+from quantkit_tools.sweep_commands import command_of
 from quantkit_tools.sweep_costs import adapter_weights
 from quantkit_tools.sweep_evaluation import evaluation_words
-from quantkit_tools.sweep_journal import Journal, Standing
-from quantkit_tools.sweep_planning import SweepPlan, plan_sweep
-from quantkit_tools.sweep_running import Runner, left_to_do
+from quantkit_tools.sweep_journal import Standing
+from quantkit_tools.sweep_planning import SweepPlan
+from quantkit_tools.sweep_running import left_to_do
+from tests.tools.sweeps import journal_of, planned
 
 TAG = "seed1_headbf16"
-
-
-@pytest.fixture
-def write(tiny_model: Path, rows: Path, tmp_path: Path) -> Any:
-    """Write a sweep file over the tiny model and two steps of training; return its path."""
-
-    def make(base: dict[str, Any] | None = None, **sections: Any) -> Path:
-        settings = {
-            "model_name_or_path": str(tiny_model),
-            "dataset_name": f"openmath:{rows}",
-            "max_steps": 2,
-            "lora_r": 4,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
-            "output_dir": str(tmp_path / "artifacts"),
-        }
-        path = tmp_path / "small.json"
-        path.write_text(json.dumps({"base": settings | (base or {})} | sections))
-        return path
-
-    return make
-
-
-def planned(path: Path) -> SweepPlan:
-    return plan_sweep(read_sweep(path), installed_methods())
-
-
-def journal_of(plan: SweepPlan) -> Journal:
-    return Journal(plan.work, plan.root)
 
 
 TWO_BY_TWO = {
@@ -69,8 +39,8 @@ TWO_BY_TWO = {
 }
 
 
-def test_the_plan_trains_each_adapter_once_and_says_what_cannot_run(write: Any) -> None:
-    plan = planned(write(**TWO_BY_TWO))
+def test_the_plan_trains_each_adapter_once_and_says_what_cannot_run(write_sweep: Any) -> None:
+    plan = planned(write_sweep(**TWO_BY_TWO))
     assert [(step.kind, step.name.removeprefix("Tiny-Llama-openmath_SFT_"), step.policy) for step in plan.steps] == [
         ("train", f"LoRa4_NoQuant_w16_{TAG}", "kept"),
         ("merge", f"LoRa4_NoQuant_w16_{TAG}_mergedbf16", "dequantized"),
@@ -87,44 +57,44 @@ def test_the_plan_trains_each_adapter_once_and_says_what_cannot_run(write: Any) 
     assert all(step.evaluated and step.disk_bytes > 0 for step in plan.steps)
 
 
-def test_one_policy_merges_in_the_run_and_an_adapter_for_merges_only_is_not_evaluated(write: Any) -> None:
-    alone = planned(write(vary={"quant_method": ["QLORA"], "merge": ["base"]}))
+def test_one_policy_merges_in_the_run_and_an_adapter_for_merges_only_is_not_evaluated(write_sweep: Any) -> None:
+    alone = planned(write_sweep(vary={"quant_method": ["QLORA"], "merge": ["base"]}))
     assert [(step.kind, step.policy) for step in alone.steps] == [("train", "base")]
     assert alone.steps[0].config.merge_after_train
-    both = planned(write(vary={"quant_method": ["QLORA"], "merge": ["base", "requantized"]}))
+    both = planned(write_sweep(vary={"quant_method": ["QLORA"], "merge": ["base", "requantized"]}))
     assert [(step.kind, step.evaluated) for step in both.steps] == [("train", False), ("merge", True), ("merge", True)]
     assert "--calib-rows" in command_of(both, both.steps[2])
 
 
-def test_runs_on_one_quantized_base_come_one_after_another(write: Any) -> None:
+def test_runs_on_one_quantized_base_come_one_after_another(write_sweep: Any) -> None:
     gptq = {"quant_method": "GPTQ", "group_size": 64}
-    plan = planned(write(vary={"quant_method": [gptq], "peft_config": ["LoRa", "DoRa"], "seed": [1, 2]}))
+    plan = planned(write_sweep(vary={"quant_method": [gptq], "peft_config": ["LoRa", "DoRa"], "seed": [1, 2]}))
     assert [step.after for step in plan.steps] == [None, None, plan.steps[0].name, plan.steps[1].name]
     assert plan.steps[0].disk_bytes > plan.steps[2].disk_bytes
 
 
-def test_what_cannot_run_is_refused_with_the_reason_of_whoever_knows(write: Any) -> None:
+def test_what_cannot_run_is_refused_with_the_reason_of_whoever_knows(write_sweep: Any) -> None:
     gptq = {"quant_method": "GPTQ", "group_size": 96}
-    plan = planned(write(vary={"quant_method": ["NoQuant", gptq], "merge": ["kept", "requantized"]}))
+    plan = planned(write_sweep(vary={"quant_method": ["NoQuant", gptq], "merge": ["kept", "requantized"]}))
     reasons = {item.label: item.reason for item in plan.refused}
     assert "nothing to quantize again" in reasons["NoQuant, requantized"]
     assert "group_size 96 does not divide the 128 input columns" in reasons["GPTQ (group_size 96)"]
     names = {"quant_method": [{"quant_method": "GPTQ", "group_size": 64, "damp_percent": damp} for damp in (0.01, 0.1)]}
-    clash = planned(write(vary=names)).refused[0]
+    clash = planned(write_sweep(vary=names)).refused[0]
     assert "they differ in damp_percent, which name_settings in base can put into names" in clash.reason
-    told_apart = planned(write({"name_settings": ["damp_percent"]}, vary=names))
+    told_apart = planned(write_sweep({"name_settings": ["damp_percent"]}, vary=names))
     assert not told_apart.refused
     assert "_damppercent1em2_" in told_apart.steps[0].name
     with pytest.raises(UsageError, match=r"no combination can run: .*gradient"):
-        planned(write(vary={"quant_method": ["QLORA"], "peft_config": ["NoPeft"]}))
+        planned(write_sweep(vary={"quant_method": ["QLORA"], "peft_config": ["NoPeft"]}))
     with pytest.raises(UsageError, match="exclude leaves nothing to run"):
-        planned(write(vary={"seed": [1]}, exclude=[{"seed": 1}]))
+        planned(write_sweep(vary={"seed": [1]}, exclude=[{"seed": 1}]))
 
 
-def test_the_evaluation_is_checked_before_anything_is_trained(write: Any, rows: Path) -> None:
+def test_the_evaluation_is_checked_before_anything_is_trained(write_sweep: Any, rows: Path) -> None:
     good = {"data": [f"openmath:{rows}"], "limit": 2, "base": True}
-    assert evaluation_words(read_sweep(write(evaluate=good))) == ["--data", f"openmath:{rows}", "--limit", "2"]
-    assert evaluation_words(read_sweep(write())) is None
+    assert evaluation_words(read_sweep(write_sweep(evaluate=good))) == ["--data", f"openmath:{rows}", "--limit", "2"]
+    assert evaluation_words(read_sweep(write_sweep())) is None
     for wrong, said in (
         ({"limits": 2}, "'limits' is no flag of quantkit evaluate. Did you mean 'limit'?"),
         ({"limit": "two"}, "limit is 'two'"),
@@ -132,21 +102,21 @@ def test_the_evaluation_is_checked_before_anything_is_trained(write: Any, rows: 
         ({"pending": True}, "'pending' is no flag"),
     ):
         with pytest.raises(UsageError) as caught:
-            evaluation_words(read_sweep(write(evaluate=wrong)))
+            evaluation_words(read_sweep(write_sweep(evaluate=wrong)))
         assert said in str(caught.value)
 
 
-def test_a_dry_run_writes_nothing(write: Any, read_json: Any, tmp_path: Path) -> None:
-    said = read_json("sweep", write(**TWO_BY_TWO), "--dry-run")
+def test_a_dry_run_writes_nothing(write_sweep: Any, read_json: Any, tmp_path: Path) -> None:
+    said = read_json("sweep", write_sweep(**TWO_BY_TWO), "--dry-run")
     assert [step["state"] for step in said["steps"]] == ["to do"] * 7
     assert said["steps"][1]["needs"] == said["steps"][0]["name"]
     assert said["refused"][0]["combination"] == "QLORA, DoRa, seed 1"
     assert not (tmp_path / "artifacts").exists()
 
 
-def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(write: Any, quantkit: Any, tmp_path: Path) -> None:
+def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(write_sweep: Any, quantkit: Any, tmp_path: Path) -> None:
     vary = TWO_BY_TWO["vary"] | {"merge": ["kept"]}
-    path, root = write(vary=vary), tmp_path / "artifacts"
+    path, root = write_sweep(vary=vary), tmp_path / "artifacts"
     command = [sys.executable, "-m", "quantkit_tools.cli", "sweep", str(path)]
     second = root / ".sweeps" / "small" / "logs" / f"Tiny-Llama-openmath_SFT_DoRa4_NoQuant_w16_{TAG}.log"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -176,8 +146,8 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(write: Any, quantk
     assert left_to_do(plan, journal_of(plan)) == []
     assert quantkit("sweep", path, "--emit", "commands")[1] == ""
     _without_the_journal_artifacts_speak_for_themselves(plan)
-    _more_merges_train_nothing_again(planned(write(**TWO_BY_TWO)))
-    _other_rows_or_settings_under_the_name_are_in_the_way(plan, write, vary)
+    _more_merges_train_nothing_again(planned(write_sweep(**TWO_BY_TWO)))
+    _other_rows_or_settings_under_the_name_are_in_the_way(plan, write_sweep, vary)
 
 
 def _without_the_journal_artifacts_speak_for_themselves(plan: SweepPlan) -> None:
@@ -194,8 +164,8 @@ def _more_merges_train_nothing_again(plan: SweepPlan) -> None:
         assert (job.target, job.name, job.policy) == (step.target, step.name, step.policy)
 
 
-def _other_rows_or_settings_under_the_name_are_in_the_way(plan: SweepPlan, write: Any, vary: dict[str, Any]) -> None:
-    other = planned(write({"learning_rate": 0.5}, vary=vary))
+def _other_rows_or_settings_under_the_name_are_in_the_way(plan: SweepPlan, write_sweep: Any, vary: dict[str, Any]) -> None:
+    other = planned(write_sweep({"learning_rate": 0.5}, vary=vary))
     assert journal_of(other).standing(other.steps[0]) == Standing("in the way", "was trained with learning_rate 0.01")
     journal_of(plan).write(plan.steps[0], "done", duration_s=2.0)
     assert journal_of(plan).standing(plan.steps[0]).state == "done"
@@ -215,8 +185,8 @@ def _other_rows_or_settings_under_the_name_are_in_the_way(plan: SweepPlan, write
     assert "adapter_model.safetensors is not what its manifest says" in journal_of(plan).standing(plan.steps[0]).detail
 
 
-def test_a_sweep_ends_in_evaluation_and_report(write: Any, quantkit: Any, tmp_path: Path) -> None:
-    path = write(
+def test_a_sweep_ends_in_evaluation_and_report(write_sweep: Any, quantkit: Any, tmp_path: Path) -> None:
+    path = write_sweep(
         {"peft_config": "NoPeft", "max_steps": 1},
         vary={"seed": [1]},
         evaluate={"limit": 1, "max_new_tokens": 2, "latency_prompts": 0},
@@ -228,99 +198,6 @@ def test_a_sweep_ends_in_evaluation_and_report(write: Any, quantkit: Any, tmp_pa
     artifact = Registry(tmp_path / "artifacts").artifacts()[0]
     assert len(Registry(tmp_path / "artifacts").results(str(artifact.hash))) == 2
     assert artifact.name in Path(said["report"]).read_text()
-
-
-def run_with(plan: SweepPlan, monkeypatch: pytest.MonkeyPatch, commands: dict[str, list[str]]) -> Any:
-    """Run a plan whose steps are other, lighter commands; those that end well count as done."""
-    journal = journal_of(plan)
-    ran: set[str] = set()
-
-    def standing(step: Any) -> Standing:
-        log = plan.work / "logs" / f"{step.name}.log"
-        done = step.name in ran and log.is_file() and "usage" in log.read_text()
-        return Standing("done", "", "0") if done else Standing("to do")
-
-    def command(_: SweepPlan, step: Any) -> list[str]:
-        ran.add(step.name)
-        return commands[step.policy]
-
-    monkeypatch.setattr(sweep_running, "command_of", command)
-    monkeypatch.setattr(journal, "standing", standing)
-    return Runner(plan, journal, workers=2).run()
-
-
-def test_a_step_that_fails_costs_itself_and_its_merges_only(
-    write: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan = planned(write(vary={"quant_method": ["QLORA"], "merge": ["kept", "base", "dequantized"]}))
-    good, bad = ["--help"], ["no-such-verb"]
-    outcome = run_with(plan, monkeypatch, {"kept": good, "base": bad, "dequantized": good})
-    kept, base, dequantized = (step.name for step in plan.steps)
-    assert set(outcome.done) == {kept, dequantized} or set(outcome.done) == {kept, base}
-    assert len(outcome.failed) == 1
-    assert "no verb is called 'no-such-verb'" in next(iter(outcome.failed.values()))
-    entry = journal_of(plan).entry(next(step for step in plan.steps if step.name in outcome.failed))
-    assert entry is not None
-    assert entry.outcome == "failed"
-    assert "failed before: no verb is called" in journal_of(plan).standing(plan.steps[1 + (base not in outcome.failed)]).detail
-    outcome = run_with(plan, monkeypatch, {"kept": bad, "base": good, "dequantized": good})
-    assert outcome.failed[base] == f"its adapter {kept} was not made"
-
-
-def test_what_another_process_is_at_is_waited_for(
-    write: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan = planned(write())
-    lock = journal_of(plan).lock(plan.steps[0])
-    assert lock.acquire()
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"], pass_fds=[lock.handle])
-    lock.release()
-    outcome = run_with(plan, monkeypatch, {"dequantized": ["--help"]})
-    other.wait()
-    assert list(outcome.done) == [plan.steps[0].name]
-    assert "another process is at it; waiting" in capsys.readouterr().out
-
-
-def test_how_a_process_ended_is_said(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    assert sweep_running._error_of(log, -9) == "its process was ended by SIGKILL (killed, or out of memory)"
-    log.write_text("loading\nValueError: no\n\n")
-    assert sweep_running._error_of(log, 1) == "exit code 1: ValueError: no"
-    log.write_text("error: no such column\nbye\n")
-    assert sweep_running._error_of(log, 2) == "no such column"
-
-
-def test_jobs_for_a_scheduler_run_in_any_order_and_merges_after_their_adapter(write: Any, tmp_path: Path) -> None:
-    gptq = {"quant_method": "GPTQ", "group_size": 64}
-    plan = planned(write(vary={"quant_method": ["NoQuant", gptq], "peft_config": ["LoRa", "DoRa"], "merge": ["kept", "base"]}))
-    lines = jobs(plan, plan.steps)
-    assert len(lines) == 3  # both adapters on GPTQ need its base
-    script = tmp_path / "job.sh"
-    script.write_text(slurm_script(plan, plan.steps, "quantkit sweep small.json"))
-    assert "--array=0-2" in script.read_text()
-    (tmp_path / "bin").mkdir()
-    fake = tmp_path / "bin" / "quantkit"
-    fake.write_text('#!/bin/sh\necho "$1 $5 $2"\n')
-    fake.chmod(0o755)
-    path = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-
-    def task(number: int) -> "subprocess.CompletedProcess[str]":
-        env = path | {"SLURM_ARRAY_TASK_ID": str(number)}
-        return subprocess.run(["bash", script], env=env, capture_output=True, text=True, check=False)
-
-    done = [task(number) for number in range(4)]
-    assert [item.returncode for item in done] == [0, 0, 0, 2]
-    assert [line.split()[0] for line in done[2].stdout.splitlines()] == ["train", "merge", "train", "merge"]
-    write_runs(plan)
-    runs = json.loads((plan.work / "runs.json").read_text())
-    assert set(runs) == {step.name for step in plan.steps if step.kind == "train"}
-    assert runs[plan.steps[0].name]["merge_after_train"] is False
-
-
-def test_emitted_commands_are_one_line_per_job(write: Any, quantkit: Any) -> None:
-    code, out, _ = quantkit("sweep", write(vary={"seed": [1, 2]}), "--emit", "commands")
-    assert code == 0
-    assert [line.split()[:2] for line in out.splitlines()] == [["quantkit", "train"]] * 2
 
 
 def test_sizes_of_adapters_are_those_of_their_papers() -> None:
@@ -343,7 +220,7 @@ def test_the_example_can_be_planned(tiny_model: Path, rows: Path, tmp_path: Path
     assert "BNB4BIT (double_quant True), LoRa, seed 1, kept" in [step.label for step in plan.steps]
 
 
-def test_no_workers_are_refused(write: Any, quantkit: Any) -> None:
-    code, _, err = quantkit("sweep", write(), "--max-workers", 0)
+def test_no_workers_are_refused(write_sweep: Any, quantkit: Any) -> None:
+    code, _, err = quantkit("sweep", write_sweep(), "--max-workers", 0)
     assert code == 2
     assert "max_workers is 0; it must be at least 1" in err
