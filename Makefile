@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint types unit model clean
+.PHONY: help demo test lint types unit model reliability clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -56,6 +56,11 @@ unit: $(VENV)/.dev
 model: $(VENV)/.dev
 	@echo "== tests on the real model"
 	$(BIN)/python -m pytest -m model --durations=10
+
+# What must never go wrong, in full and with a figure for each promise (the default tests run a short form).
+reliability: $(VENV)/.dev
+	@echo "== reliability: R1 to R14"
+	QUANTKIT_RELIABILITY=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/reliability -n 2 -m "not gpu"
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
