@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,8 +27,11 @@ PARTS = (FACTS, "trainer_state.json", "optimizer.pt", "scheduler.pt")
 FREE_SETTINGS = frozenset(
     {"output_dir", "overwrite", "logging_steps", "save_steps", "save_total_limit", "resume_from_checkpoint", "report_to"}
     | {"eval_dataset_name", "merge_after_train", "save_dtype", "lm_head_dtype", "max_steps", "num_train_epochs", "device"}
+    | {"recompute", "gradient_checkpointing", "activation_offloading"}
 )
 """Settings a resumed run may change."""
+ROWS_OF_A_STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")
+"""Settings a resumed run may change as long as their product stays: each step then has the same rows."""
 
 
 @dataclass(kw_only=True)
@@ -119,6 +123,8 @@ def check_same_run(state: RunState, config: "RunConfig", data: str, *, where: Pa
     """
     now: Mapping[str, Any] = plain_settings(config)
     different = sorted(key for key in now if key in state.settings and now[key] != state.settings[key])
+    if prod(now[key] for key in ROWS_OF_A_STEP) == prod(state.settings.get(key, 0) for key in ROWS_OF_A_STEP):
+        different = [key for key in different if key not in ROWS_OF_A_STEP]
     if different:
         pairs = "; ".join(f"{key} was {state.settings[key]!r} and is {now[key]!r}" for key in different)
         raise UsageError(f"{where}: made by another run: {pairs}. Use the same settings, or start a new run")

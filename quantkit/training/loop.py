@@ -27,6 +27,7 @@ from quantkit.training.interrupt import Interruption
 from quantkit.training.offload import activations_offloaded
 from quantkit.training.order import RowOrder
 from quantkit.training.padding_free import Levers
+from quantkit.training.shortage import OutOfMemoryError, random_states, release, restore_random_states, shortage_of
 from quantkit.training.supervised import Kept, output_head, supervised_loss, supervised_positions_only, supervised_tokens
 
 
@@ -57,6 +58,10 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         self.step_loss = 0.0
         self.step_tokens = [0, 0]
         self.gradients_checked = False
+        self.step_begun = False
+        """Whether the optimizer is at work, and weights may be half changed."""
+        self.random_states: tuple[Any, ...] = ()
+        """Those after the last finished step."""
 
     def get_train_dataloader(self) -> Any:
         """Return batches in the run's own order."""
@@ -83,14 +88,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         layout = inputs.pop("layout", None)
         self.step_tokens[0] += inputs.pop("tokens")
         self.step_tokens[1] += int(supervised_tokens(inputs["labels"]))
-        try:
-            with laid_out(layout):
-                loss = super().training_step(model, inputs, num_items_in_batch)
-        except torch.OutOfMemoryError as error:
-            raise QuantkitError(
-                f"{self.where()}: the device is out of memory ({str(error).splitlines()[0]}). Halve"
-                " per_device_train_batch_size and double gradient_accumulation_steps, or set recompute to selective or full"
-            ) from None
+        with laid_out(layout):
+            loss = super().training_step(model, inputs, num_items_in_batch)
         if not self.gradients_checked:
             check_gradients(self.model, where=self.where())
             self.gradients_checked = True
@@ -129,6 +128,44 @@ class StepTrainer(Trainer):  # type: ignore[misc]
                 f"{self.where()}: {what} is {number}; the run stopped before it reached the weights, {kept}."
                 " Look at these rows, lower learning_rate, or use compute_dtype float32"
             )
+
+    def train_or_save(self, checkpoint: Path | None) -> None:
+        """Train from a checkpoint or the start; where memory runs out, save the state after the last finished step.
+
+        Raises:
+            OutOfMemoryError: memory ran out; the text says where, what was saved and how to go on.
+        """
+        shortage = None
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except Exception as error:
+            if (shortage := shortage_of(error)) is None:
+                raise
+        if shortage is not None:  # the error, whose frames hold the step's tensors, is gone
+            raise self._saved(shortage)
+
+    def _saved(self, shortage: str) -> OutOfMemoryError:
+        step, where = len(self.run.losses), self.where()
+        target = self.folder / f"checkpoint-{step}"
+        reason = ""
+        if not self.random_states:
+            reason = "no step was finished"
+        elif self.step_begun:
+            reason = "the optimizer was at work, so weights are half changed"
+        elif self.args.world_size > 1:
+            reason = "the other processes are in the middle of a step"
+        elif not target.is_dir():
+            release(self.model)
+            restore_random_states(self.random_states)
+            try:
+                self._save_checkpoint(self.model)
+            except (QuantkitError, MemoryError) as error:
+                reason = str(error) or "memory ran out again"
+        newest = next(iter(checkpoint_folders(self.folder)), None)
+        saved = f"the state after step {step} is in {target}" if not reason else f"nothing could be saved: {reason}"
+        if reason and newest:
+            saved += f"; the last checkpoint is {newest}"
+        return OutOfMemoryError(f"{where}: the device is out of memory ({shortage}); {saved}", newest)
 
     def where(self) -> str:
         """Return the step and its rows for messages: `step 3 (rows 4, 17)`."""
@@ -212,10 +249,16 @@ class StepWatch(TrainerCallback):  # type: ignore[misc]
         self._start, self._before_s = time.perf_counter(), self.trainer.run.duration_s
         self._tokens_before = self.trainer.run.tokens
 
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Note that weights change from here on."""
+        assert self.trainer is not None
+        self.trainer.step_begun = True
+
     def on_step_end(self, args: Any, _state: Any, control: Any, **_: Any) -> None:
         """Record the step's loss, show it, and ask for a checkpoint and the end when a signal came."""
         trainer = self.trainer
         assert trainer is not None
+        trainer.step_begun, trainer.random_states = False, random_states()
         elapsed_s = time.perf_counter() - self._start
         self._interruption.requested |= trainer.finish_step(stop=self._interruption.requested)
         trainer.run.duration_s = self._before_s + elapsed_s

@@ -51,7 +51,8 @@ def train(
     ends the run after its step with a checkpoint and `interrupted` set.
 
     Raises:
-        QuantkitError: a loss or gradient norm is not finite, memory is short, or a checkpoint cannot be written.
+        QuantkitError: a loss or gradient norm is not finite, or a checkpoint cannot be written.
+        OutOfMemoryError: memory ran out; the state after the last finished step is saved where that is possible.
         UsageError: the checkpoint to go on from is another run's, or a setting does not fit.
         VerificationError: a parameter gets no gradient, the adapters learnt nothing, or no checkpoint is whole.
     """
@@ -62,9 +63,11 @@ def train(
     from quantkit.training.layouts import FlatCollator
     from quantkit.training.loop import StepTrainer, StepWatch
     from quantkit.training.order import RowOrder, fillers
+    from quantkit.training.sharding import check_splitting, split_over_processes
     from quantkit.training.supervised import output_head
 
     check_offloading(config, device)
+    check_splitting(config)
     processes, first = world_size(), is_first()
     arithmetic = said_by_first(lambda: arithmetic_dtype(model, config, device))
     levers = _levers(model, data, config, arithmetic, device, notice=first)
@@ -125,7 +128,7 @@ def train(
                 mlps_recomputed(model, wanted=recompute_of(config) == "selective", notice=first) as recomputed,
                 _shown(trainer, total - start, start) as watch.progress,
             ):
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                trainer.train_or_save(checkpoint)
         else:
             trainer._load_from_checkpoint(str(checkpoint))
         steps = len(state.losses)

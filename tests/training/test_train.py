@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from quantkit.data import PreparedData
 from quantkit.errors import QuantkitError, UsageError, VerificationError
 from quantkit.layers import bare_model
 from quantkit.plan import PeftKind
@@ -198,17 +197,6 @@ def test_a_layer_that_passes_no_gradient_on_stops_the_run(tiny_model: Path, data
     layer.lora_B["default"].register_forward_hook(lambda _, __, output: output.detach())
     with pytest.raises(VerificationError, match=r"step 1 \(rows .*2 \(.*layers.1.mlp.down_proj.*\) got no gradient"):
         run(model, data, config(), tokenizer, tmp_path)
-
-
-def test_memory_that_runs_out_names_the_settings_to_change(tiny_model: Path, data: Any, tokenizer: Any, tmp_path: Path) -> None:
-    model = adapted(tiny_model)
-
-    def exhaust(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    bare_model(model).register_forward_pre_hook(exhaust)
-    with pytest.raises(QuantkitError, match=r"step 1 \(rows .*out of memory.*recompute"):
-        run(model, PreparedData("a", data.train, [], "f", data.report), config(), tokenizer, tmp_path)
 
 
 def test_the_method_chooses_the_optimizer_unless_the_user_does(
