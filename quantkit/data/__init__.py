@@ -5,7 +5,7 @@ from quantkit.data.chat import ChatFormat
 from quantkit.data.collate import Collator
 from quantkit.data.encode import EncodedRow
 from quantkit.data.findings import Findings
-from quantkit.data.prepare import PreparedData, prepare_data
+from quantkit.data.prepare import PreparedData, ReadData, ReadSet, prepare_data, read_data
 from quantkit.data.report import DataReport
 from quantkit.data.schemas import Conversation, to_conversations
 from quantkit.data.sources import DatasetRef, Rows, parse_dataset, read_rows
@@ -22,10 +22,13 @@ __all__ = [
     "EncodedRow",
     "Findings",
     "PreparedData",
+    "ReadData",
+    "ReadSet",
     "Rows",
     "dataset_info",
     "parse_dataset",
     "prepare_data",
+    "read_data",
     "read_rows",
     "to_conversations",
 ]

@@ -94,6 +94,11 @@ class ChatFormat:
             raise RowError(f"the chat template refuses the row: {error}", reason="refused by the chat template") from None
         return str(text)
 
+    def control_token_in(self, text: str) -> str:
+        """Return the first of the tokens that part turns which stands literally in a text, or the empty string."""
+        found = self._control.search(text) if self._control else None
+        return found.group() if found else ""
+
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids that a model answers these turns from, as in training."""
         ids: list[int] = self.tokenizer(self.render(messages, ask=True), add_special_tokens=False, verbose=False)["input_ids"]
@@ -184,11 +189,20 @@ class ChatFormat:
                 f"the chat template {what} generation does not stop; {self.tokenizer.eos_token!r} is added to the last response"
             )
         asked = self.render(one[:1], ask=True)
+        self.special_tokens = _special_tokens(self.tokenizer)
+        """Texts of the tokenizer's special tokens, which it finds in any text."""
+        control = [token for token in self.special_tokens if token in full + asked or token == self.tokenizer.eos_token]
+        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True)))) if control else None
         if not full.startswith(asked):
             begin = asked[_shared(asked, full) :]
             self.notes.append(
                 f"the chat template asks for an answer with {begin!r}, which it leaves out of rows that are trained on"
             )
+
+
+def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
 
 
 def _turns(questions: Iterable[str], answers: Iterable[str]) -> list[Message]:

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from quantkit.data.chat import ChatFormat, Span
@@ -45,6 +45,8 @@ class Encoded:
     rows: list[EncodedRow]
     truncated: int = 0
     unlearnt: int = 0
+    lengths: list[int] = field(default_factory=list)
+    """Tokens of each row before it was cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ def encode(conversations: Sequence[Conversation], chat: ChatFormat, max_length: 
                 findings.bad(item.row, error)
                 continue
             result.truncated += len(ids) > max_length
+            result.lengths.append(len(ids))
             result.rows.append(row)
     return result
 
@@ -89,6 +92,7 @@ def _render(
                     item.row, item.column, text, [Span(len(chat.bos), len(text), item.text.removeprefix(chat.bos).rstrip())]
                 )
                 continue
+            _refuse_control_tokens(item, chat)
             text, spans, unlearnt = chat.locate(item.messages, item.first_response)
             if chat.end_token_id is not None:
                 text += end
@@ -97,6 +101,22 @@ def _render(
             yield _Rendered(item.row, item.column, text, spans)
         except RowError as error:
             findings.bad(item.row, error)
+
+
+def _refuse_control_tokens(item: Conversation, chat: ChatFormat) -> None:
+    """Raise `RowError` where a turn's own text holds what the template puts between turns; an answer may end in it."""
+    for number, turn in enumerate(item.messages, start=1):
+        content = turn["content"]
+        if turn["role"] == "assistant":
+            content = content.rstrip().removesuffix(chat.final_end)
+        if found := chat.control_token_in(content):
+            at = content.index(found)
+            raise RowError(
+                f"turn {number} ({turn['role']}) holds {found!r} in {shown(content[max(0, at - 20) : at + 40], 80)}; the chat"
+                " template writes it between turns, so the model would read what follows as another turn",
+                column=item.column if turn["role"] == "assistant" else "",
+                reason="control token in the text",
+            )
 
 
 def _tokenize(

@@ -77,6 +77,8 @@ class Findings:
     dropped: Counter[str] = field(default_factory=Counter)
     first_bad: str = ""
     first_row: int = 0
+    first_of: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Reason → number of the first such row, and where it stands and what was found in it."""
 
     def text(self, value: Any, column: str) -> str:
         """Return the cell as text and count the conversion if there was one.
@@ -103,6 +105,8 @@ class Findings:
         self.dropped[error.reason] += 1
         if not self.first_bad or row < self.first_row:
             self.first_bad, self.first_row = f"{self.place(row)}, {error}", row
+        if row < self.first_of.get(error.reason, (row + 1, ""))[0]:
+            self.first_of[error.reason] = row, f"{self.place(row)}, {error}"
 
     def settle(self, on_bad_rows: OnBadRows) -> None:
         """Stop on unusable rows unless they may be dropped.
