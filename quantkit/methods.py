@@ -13,12 +13,14 @@ from typing import Any
 
 from quantkit.calibration import Calibration, QuantizationWork
 from quantkit.discovery import DISPATCHED, Plugins, Source
-from quantkit.errors import PluginError, UnknownMethodError, UsageError, did_you_mean
+from quantkit.errors import PluginError, QuantkitError, UnknownMethodError, UsageError, did_you_mean
 from quantkit.options import build_options
 from quantkit.plan import MethodInfo, PlanContext, QuantizationPlan, Stage
 
 __all__ = ["DISPATCHED", "Methods", "Source", "installed_methods", "require_usable"]
 
+PLANNING = ("build_quantization_plan", "load_kwargs")
+"""Hooks that touch no model: what else than quantkit's errors they raise is a fault of the plugin."""
 VERA_NOTE = "VeRa has no alpha: lora_alpha has no effect, d_initial 0.1 sets the scale."
 
 
@@ -45,6 +47,9 @@ class Methods(Plugins):
                 return info
         for plugin, reason in self.broken.items():
             if plugin.lower() == str(name).lower():
+                if plugin in self._late:
+                    self._load_late(plugin)
+                    return self.info(name)
                 raise UnknownMethodError(f"method {name!r} is not available: {reason}")
         raise UnknownMethodError(
             f"no method is called {name!r}.{did_you_mean(str(name), self.names)} Known: {', '.join(self.names)}."
@@ -167,7 +172,16 @@ class Methods(Plugins):
     def _call(self, hook: str, name: str, **arguments: Any) -> Any:
         owner = self._owners[self.info(name).name]
         others = [plugin for plugin in self._owners.values() if plugin is not owner]
-        return self._manager.subset_hook_caller(hook, remove_plugins=others)(**arguments)
+        caller = self._manager.subset_hook_caller(hook, remove_plugins=others)
+        if hook not in PLANNING:
+            return caller(**arguments)
+        try:
+            return caller(**arguments)
+        except QuantkitError:
+            raise
+        except (Exception, SystemExit) as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise PluginError(f"{self._sources[self.info(name).name]}: {hook} raised {said}") from error
 
 
 def _trainable(plan: QuantizationPlan, info: MethodInfo) -> QuantizationPlan:

@@ -46,11 +46,11 @@ def main(arguments: list[str]) -> int:
     entries = [describe_method(methods, name, devices) for name in names]
     if flags.json:
         console.use_stderr()
-        console.emit_json({"devices": list(devices), "methods": entries, "broken": methods.broken})
+        console.emit_json({"devices": list(devices), "methods": entries, "broken": methods.broken, "notes": methods.notes})
     elif flags.name:
         show_one(entries[0])
     else:
-        show_all(entries, methods.broken)
+        show_all(entries, methods.broken, methods.notes)
     return 0
 
 
@@ -140,8 +140,8 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple | set | frozenset) else value
 
 
-def show_all(entries: list[dict[str, Any]], broken: Mapping[str, str]) -> None:
-    """Print a table of methods, what keeps some from working, and plugins that are broken."""
+def show_all(entries: list[dict[str, Any]], broken: Mapping[str, str], notes: Mapping[str, str]) -> None:
+    """Print a table of methods, what keeps some from working, and plugins that are broken or misbehave."""
     columns = [
         Column("method"),
         Column("stages"),
@@ -169,6 +169,8 @@ def show_all(entries: list[dict[str, Any]], broken: Mapping[str, str]) -> None:
         console.table("Not usable here", ["method", "reason"], unusable)
     if broken:
         console.table("Broken plugins", ["plugin", "reason"], sorted(broken.items()))
+    if notes:
+        console.table("Plugins that misbehave", ["plugin", "what it does"], sorted(notes.items()))
 
 
 def show_one(entry: dict[str, Any]) -> None:
