@@ -5,12 +5,17 @@ dead because it runs on another machine. An open file's lock (flock) needs no cl
 which then holds it for as long as it lives.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from quantkit.errors import UsageError
+
+
+class NoLocksError(UsageError):
+    """This system, or this file system, has no such locks."""
 
 
 class Lock:
@@ -31,12 +36,9 @@ class Lock:
         """Take the lock; return whether it is held now. `wait` blocks until it is free.
 
         Raises:
-            UsageError: the folder cannot be written, or this system has no such locks.
+            UsageError: the folder cannot be written.
+            NoLocksError: there are no such locks here.
         """
-        try:
-            import fcntl
-        except ImportError:
-            raise UsageError("work cannot be shared between processes here: this system has no flock") from None
         while True:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,14 +46,17 @@ class Lock:
             except OSError as error:
                 raise UsageError(f"{self.path}: cannot be written: {error.strerror or error}") from None
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                held = _flock(handle, wait=wait)
+            except BaseException:
                 os.close(handle)
-                return False
-            if self._is_the_file(handle):
+                self.path.unlink(missing_ok=True)
+                raise
+            if held and _stands_at(handle, self.path):
                 self._handle = handle
                 return True
-            os.close(handle)  # its last holder removed it between our open and our lock
+            os.close(handle)
+            if not held:
+                return False  # else its last holder removed it between our open and our lock
 
     def release(self) -> None:
         """Let go; a child process that inherited the lock keeps it, and the file then stays."""
@@ -63,12 +68,6 @@ class Lock:
         if last.acquire():
             self.path.unlink(missing_ok=True)
             os.close(last.handle)
-
-    def _is_the_file(self, handle: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(handle), self.path.stat())
-        except FileNotFoundError:
-            return False
 
 
 @contextmanager
@@ -93,3 +92,46 @@ def wait_until_free(path: Path) -> None:
     lock = Lock(path)
     lock.acquire(wait=True)
     lock.release()
+
+
+def hold(path: Path, flags: int = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) -> int | None:
+    """Open and lock a file or (by default) a folder itself, never through a link; None while another holds it.
+
+    The lock goes with the open file, which the caller closes, also when the path is renamed.
+
+    Raises:
+        NoLocksError: there are no such locks here.
+        OSError: it cannot be opened with these flags, or is gone.
+    """
+    handle = os.open(path, flags | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    try:
+        held = _flock(handle, wait=False)
+        if held and not _stands_at(handle, path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    except BaseException:
+        os.close(handle)
+        raise
+    if not held:
+        os.close(handle)
+    return handle if held else None
+
+
+def _flock(handle: int, *, wait: bool) -> bool:
+    try:
+        import fcntl
+    except ImportError:
+        raise NoLocksError("work cannot be shared between processes here: this system has no flock") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise NoLocksError(f"work cannot be shared between processes on this file system: {error.strerror or error}") from None
+    return True
+
+
+def _stands_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False

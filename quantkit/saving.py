@@ -6,13 +6,12 @@ alone writes NaN without a word, and leaves half a folder behind when the disk i
 """
 
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import QuantkitError, UsageError, VerificationError
+from quantkit.errors import UsageError, VerificationError
 from quantkit.files import new_folder, read_json, refuse_existing, write_json, write_text
 from quantkit.spec import QuantizationSpec
 from quantkit.storable import check_before_saving, make_generation_config_saveable, tensors_to_store
@@ -22,7 +21,6 @@ CARD = "README.md"
 SPARE_BYTES = 64 * 1024 * 1024
 """Room for tokenizer, configuration and card beside the weights."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-DAY_S = 86_400.0
 
 
 def save_artifact(
@@ -45,18 +43,17 @@ def save_artifact(
     Raises:
         UsageError: the target exists, there is not enough space, or record and model are of different kinds.
         VerificationError: values are not finite, or the weights, in memory or as read back, are not what the record says.
-        QuantkitError: writing failed; nothing is left behind.
+        WriteError: writing failed; nothing is left behind.
     """
     from quantkit.card import render_card
 
     target = Path(target)
     refuse_existing(target, overwrite=overwrite)
-    remove_leftovers(target.parent)
     checked = check_before_saving(model, record)
     require_space(target.parent, checked["bytes"] + SPARE_BYTES)
     dropped = make_generation_config_saveable(model)
     record = dict(record)
-    with _one_line(target), new_folder(target, overwrite=overwrite) as folder:
+    with _no_bars(), new_folder(target, overwrite=overwrite) as folder:
         if record["kind"] == "adapter":
             _write_adapter(folder, model, record)
         else:
@@ -130,32 +127,6 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-def remove_leftovers(folder: Path, *, older_than_s: float = DAY_S) -> list[str]:
-    """Clear away what killed runs left in `folder`, if nothing in it changed for `older_than_s`; return what was done.
-
-    `.writing-*` folders are removed. An artifact that was moved aside (`.replaced-*`) to be replaced and is missing under
-    its name is put back.
-    """
-    done = []
-    for path in sorted(folder.glob(".writing-*")):
-        if path.is_dir() and _idle_s(path) > older_than_s:
-            shutil.rmtree(path, ignore_errors=True)
-            done.append(f"removed {path.name}")
-    for path in sorted(folder.glob(".replaced-*")):
-        if path.is_dir() and _idle_s(path) > older_than_s:
-            for old in path.iterdir():
-                if not (folder / old.name).exists():
-                    old.rename(folder / old.name)
-                    done.append(f"put {old.name} back")
-            shutil.rmtree(path, ignore_errors=True)
-    return done
-
-
-def _idle_s(folder: Path) -> float:
-    times = [path.stat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists()]
-    return time.time() - max(times)
-
-
 def _write_adapter(folder: Path, model: Any, record: Mapping[str, Any]) -> None:
     base = record["base"]
     for config in model.peft_config.values():
@@ -190,18 +161,14 @@ def _check_written_adapter(folder: Path, model: Any, base: Mapping[str, Any]) ->
 
 
 @contextmanager
-def _one_line(target: Path) -> Iterator[None]:
-    """Turn the libraries' writing errors into one line, and keep their progress bars quiet."""
-    from safetensors import SafetensorError
+def _no_bars() -> Iterator[None]:
+    """Keep the libraries' progress bars quiet."""
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
-        raise QuantkitError(f"{target}: could not be written: {reason}; nothing was left behind") from error
     finally:
         if bars:
             logging.enable_progress_bar()

@@ -2,26 +2,22 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
-from quantkit.errors import UsageError, VerificationError
+from quantkit.errors import UsageError, VerificationError, WriteError
 from quantkit.files import (
     MANIFEST,
     artifact_hash,
     new_folder,
     read_json,
     read_manifest,
-    refuse_existing,
     verify_manifest,
     write_json,
     write_text,
 )
+from quantkit.locks import hold
 
 
 def make_folder(target: Path, text: str = "weights", *, overwrite: bool = False) -> Path:
@@ -30,12 +26,6 @@ def make_folder(target: Path, text: str = "weights", *, overwrite: bool = False)
         (folder / "sub").mkdir()
         (folder / "sub" / "config.json").write_text("{}")
     return target
-
-
-def fail_half_way(target: Path, error: BaseException) -> None:
-    with new_folder(target, overwrite=True) as folder:
-        (folder / "model.bin").write_text("new")
-        raise error
 
 
 def names(folder: Path) -> list[str]:
@@ -49,104 +39,20 @@ def test_a_folder_appears_whole_with_its_manifest(tmp_path):
     assert names(tmp_path / "a") == ["artifact"]
 
 
-def test_an_error_inside_leaves_nothing_behind(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        fail_half_way(tmp_path / "artifact", KeyboardInterrupt())
-    assert names(tmp_path) == []
-
-
-def test_an_existing_folder_is_not_touched_without_overwrite(tmp_path):
-    target = make_folder(tmp_path / "artifact", "old")
-    with pytest.raises(UsageError, match=r"artifact exists; choose another output folder or pass --overwrite"):
-        make_folder(target, "new")
-    assert (target / "model.bin").read_text() == "old"
-    with pytest.raises(UsageError, match="exists"):
-        refuse_existing(target, overwrite=False)
-
-
-def test_overwriting_replaces_the_whole_folder(tmp_path):
-    target = make_folder(tmp_path / "artifact", "old")
-    (target / "left.over").write_text("")
-    make_folder(target, "new", overwrite=True)
-    assert (target / "model.bin").read_text() == "new"
-    assert not (target / "left.over").exists()
-    assert names(tmp_path) == ["artifact"]
-
-
-def test_overwriting_that_fails_keeps_the_old_folder(tmp_path):
-    target = make_folder(tmp_path / "artifact", "old")
-    with pytest.raises(OSError, match="No space left"):
-        fail_half_way(target, OSError(28, "No space left on device"))
-    verify_manifest(target)
-    assert (target / "model.bin").read_text() == "old"
-    assert names(tmp_path) == ["artifact"]
-
-
-def test_a_folder_that_appeared_meanwhile_is_not_overwritten(tmp_path):
-    target = tmp_path / "artifact"
-    with pytest.raises(UsageError, match="exists"), new_folder(target):
-        make_folder(target, "other")
-    assert (target / "model.bin").read_text() == "other"
-    assert names(tmp_path) == ["artifact"]
-
-
-def test_a_parent_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"file: cannot be written: "), new_folder(tmp_path / "file" / "artifact"):
-        pass
-
-
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    from quantkit import files
-    point, target = sys.argv[1], Path(sys.argv[2])
-    calls = 0
-    def die(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGKILL)
-    if point == "inside":
-        pass
-    elif point == "manifest":
-        files.write_manifest = die
-    else:
-        real = Path.replace
-        def replace(self, other):
-            global calls
-            if self.name.startswith(".writing") or Path(other).parent.name.startswith(".replaced"):
-                calls += 1
-                if calls == int(point):
-                    die()
-            return real(self, other)
-        Path.replace = replace
-    with files.new_folder(target, overwrite=True) as folder:
-        (folder / "model.bin").write_text("new")
-        if point == "inside":
-            die()
-"""
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-@pytest.mark.parametrize("exists", [False, True])
-@pytest.mark.parametrize("point", ["inside", "manifest", "1"])
-def test_a_kill_at_any_moment_leaves_the_old_or_nothing(tmp_path, point, exists):
-    target = tmp_path / "artifact"
-    if exists:
-        make_folder(target, "old")
-    script = [sys.executable, "-c", textwrap.dedent(KILLED), point, str(target)]
-    assert subprocess.run(script, check=False).returncode == -signal.SIGKILL
-    committed = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
-    assert committed == ([target] if exists else [])
-    if exists:
-        verify_manifest(target)
-        assert (target / "model.bin").read_text() == "old"
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-def test_a_kill_between_the_two_renames_of_an_overwrite_loses_neither(tmp_path):
-    target = make_folder(tmp_path / "artifact", "old")
-    subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), "2", str(target)], check=False)
-    kept = {(path / "model.bin").read_text() for path in (*tmp_path.glob(".replaced-*/artifact"), *tmp_path.glob(".writing-*"))}
-    assert kept == {"old", "new"}
+def test_a_temporary_file_of_a_dead_writer_goes_and_that_of_a_living_one_is_waited_for(tmp_path, monkeypatch):
+    (tmp_path / ".a.txt.tmp").write_text("half")
+    write_text(tmp_path / "a.txt", "new")
+    assert names(tmp_path) == ["a.txt"]
+    (tmp_path / ".a.txt.tmp").write_text("half")
+    handle = hold(tmp_path / ".a.txt.tmp", os.O_WRONLY)
+    assert handle is not None
+    monkeypatch.setattr("quantkit.files.single.LONGEST_WAIT_S", 0.05)
+    write_text(tmp_path / "a.txt", "newer")
+    assert (tmp_path / "a.txt").read_text() == "newer"
+    assert names(tmp_path) == [".a.txt.tmp", "a.txt"]
+    os.close(handle)
+    write_text(tmp_path / "a.txt", "newest")
+    assert names(tmp_path) == ["a.txt"]
 
 
 def test_text_is_replaced_in_one_step_and_an_error_keeps_the_old(tmp_path, monkeypatch):
@@ -157,10 +63,15 @@ def test_text_is_replaced_in_one_step_and_an_error_keeps_the_old(tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
+    said = r"a\.txt: could not be written: No space left on device; what stood there before is untouched"
+    with pytest.raises(WriteError, match=said):
         write_text(path, "new")
     assert path.read_text() == "old"
     assert names(path.parent) == ["a.txt"]
+    monkeypatch.undo()
+    monkeypatch.setattr("quantkit.files.single.sync_folder", fail)
+    with pytest.raises(WriteError, match="written, but the disk did not confirm it: No space left"):
+        write_text(path, "new")
 
 
 def test_json_is_written_to_diff_well(tmp_path):

@@ -1,0 +1,116 @@
+"""What did killed processes leave in a folder, and what belongs to living ones?
+
+Who works in a temporary folder holds a lock on it, which the kernel takes away when the process dies, so leftovers go at the
+next write and living processes are left alone. Going by age, the usual way, keeps gigabytes for a day and still takes a folder
+away from a process that was stopped overnight; it remains for file systems without locks.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from quantkit.files.renaming import rename_new, sync_folder
+from quantkit.locks import NoLocksError, hold
+
+WRITING, REPLACED, REMOVING = ".writing-", ".replaced-", ".removing-"
+DAY_S = 86_400.0
+
+
+@contextmanager
+def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Yield a new folder in `parent` that nobody takes for a leftover before the block ends; the caller removes it.
+
+    Raises:
+        OSError: `parent` cannot be written.
+    """
+    handle = None
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        try:
+            handle = hold(folder)
+        except NoLocksError:
+            break
+        except FileNotFoundError:
+            continue  # taken for a leftover in the moment before it was locked
+        if handle is not None:
+            break
+    try:
+        yield folder
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def remove_leftovers(folder: Path, *, older_than_s: float = DAY_S) -> list[str]:
+    """Clear away what dead processes left in `folder`; return what was done.
+
+    An artifact that was moved aside to be replaced (`.replaced-*`) and is missing under its name is put back. Where the file
+    system has no locks, only what did not change for `older_than_s` counts as left. What cannot be removed stays.
+    """
+    done: list[str] = []
+    try:
+        found = sorted(entry.name for entry in os.scandir(folder) if entry.name.startswith((WRITING, REPLACED, REMOVING)))
+    except OSError:
+        return done
+    for path in (folder / name for name in found):
+        with _left(path, older_than_s) as left:
+            if not left:
+                continue
+            try:
+                if path.name.startswith(REPLACED):
+                    done += [f"put {name} back" for name in _put_back(path)]
+                else:
+                    done.append(f"removed {path.name}")
+            except OSError:
+                continue  # a folder that may be read only: what was moved aside stays where it is
+            remove_tree(path)
+    return done
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder with all in it, or a link or file; what cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            return
+
+
+def _put_back(aside: Path) -> list[str]:
+    names = []
+    for old in aside.iterdir():
+        target = aside.parent / old.name
+        if not os.path.lexists(target):
+            rename_new(old, target)
+            sync_folder(aside.parent)
+            names.append(old.name)
+    return names
+
+
+@contextmanager
+def _left(path: Path, older_than_s: float) -> Iterator[bool]:
+    """Yield whether a folder was left by a dead process; nobody else clears it away at the same time."""
+    handle = None
+    try:
+        handle = hold(path)
+        left = handle is not None
+    except NoLocksError:
+        left = _idle_s(path) > older_than_s
+    except OSError:
+        left = False  # gone meanwhile, or not a folder
+    try:
+        yield left
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _idle_s(folder: Path) -> float:
+    times = [path.lstat().st_mtime for path in (folder, *folder.rglob("*")) if os.path.lexists(path)]
+    return time.time() - max(times, default=time.time())
