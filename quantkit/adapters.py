@@ -48,8 +48,15 @@ def resolve_targets(model: Any, target_modules: tuple[str, ...] | list[str]) -> 
     """
     from quantkit.layers import linear_layers, output_head
 
-    layers = list(linear_layers(model))
-    head = output_head(model)[0]
+    return chosen_targets(list(linear_layers(model)), output_head(model)[0], target_modules, family=_family(model))
+
+
+def chosen_targets(layers: list[str], head: str, target_modules: tuple[str, ...] | list[str], *, family: str) -> list[str]:
+    """Return which of a model's linear layers, by their full names, get adapters; `head` is the output head's name, or "".
+
+    Raises:
+        UsageError: as `resolve_targets`.
+    """
     named = [*layers, *([head] if head else [])]
     chosen: set[str] = set()
     for entry in target_modules:
@@ -58,7 +65,7 @@ def resolve_targets(model: Any, target_modules: tuple[str, ...] | list[str]) -> 
             endings = sorted({name.rpartition(".")[2] for name in named})
             suggestion = did_you_mean(entry, [*endings, *PRESETS])
             raise UsageError(
-                f"target_modules: {entry!r} matches no linear layer of this {_family(model)} model."
+                f"target_modules: {entry!r} matches no linear layer of this {family} model."
                 f"{suggestion} Layers end in {', '.join(endings)}; presets are {', '.join(PRESETS)}"
             )
         chosen.update(matches)

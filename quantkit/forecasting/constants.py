@@ -1,0 +1,43 @@
+"""What of a run's memory cannot be counted from shapes, and how large is it?
+
+Each number with where it comes from. `quantkit.forecasting.calibration` fits those of a machine to what its runs measured;
+these are what a machine starts with. Folding them into one factor over everything would hide which part is wrong.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constants:
+    """Sizes and ratios that are measured, not counted."""
+
+    process_bytes: int = 750 * MIB
+    """Resident memory of a CPU process with torch, transformers, peft and bitsandbytes imported, before a weight is loaded."""
+    cpu_slack: float = 0.10
+    """Share of what training allocates on a CPU that the allocator holds beyond it."""
+    cuda_context_bytes: int = 500 * MIB
+    """What CUDA's context and kernels take of a GPU beside PyTorch's allocator."""
+    cuda_slack: float = 0.10
+    """Share of what is allocated on a GPU that the caching allocator reserves beyond it."""
+    workspace_bytes: int = 32 * MIB
+    """cuBLAS workspaces of a GPU."""
+    low: float = 0.85
+    """Measured peaks lie between this share of the forecast …"""
+    high: float = 1.15
+    """… and this one, as often as `coverage` says."""
+    coverage: float | None = None
+    """Share of runs whose measured peak lay in the interval; None: no run was measured for these constants."""
+    runs: int = 0
+    """Runs that they were fitted to."""
+    source: str = "quantkit's first guess; no run was measured on this machine (quantkit plan --calibrate)"
+
+    def with_changes(self, **changes: Any) -> Self:
+        """Return a copy with these fields replaced."""
+        return replace(self, **changes)
+
+
+CONSTANTS = Constants()

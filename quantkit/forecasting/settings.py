@@ -1,0 +1,137 @@
+"""What of a run decides its memory and time?
+
+The settings a forecast reads, taken from a `RunConfig` and its plan (`RunSettings.of`) or written down for a run of another
+trainer. Reading the `RunConfig` itself everywhere would tie the formulas to settings that say nothing about memory, and leave
+no place for what only the data or the machine knows: how long rows are, how many positions are learnt.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from quantkit.errors import UsageError
+from quantkit.plan import AdapterPlan, QuantizationPlan
+from quantkit.spec import DENSE_BITS
+
+if TYPE_CHECKING:
+    from quantkit.config import RunConfig
+
+Recompute = Literal["none", "selective", "full"]
+Logits = Literal["tiles", "all", "chunks"]
+Strategy = Literal["single", "ddp", "fsdp", "device_map"]
+STRATEGIES = ("single", "ddp", "fsdp", "device_map")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """The settings of one run, as far as memory and time depend on them.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+
+    plan: QuantizationPlan
+    device: str = "cpu"
+    """Device type: `cpu` or `cuda`."""
+    rows: int = 8
+    """Rows of one forward pass (`per_device_train_batch_size`), or packs of rows."""
+    length: int = 1024
+    """Tokens of the longest row (`max_length`, or what the data has)."""
+    mean_length: float | None = None
+    """Tokens of an average row; None: `length`."""
+    tokens: int | None = None
+    """Tokens of the fullest batch; None: `rows` times `length`."""
+    supervised: int | None = None
+    """Positions of the fullest batch that a loss is taken on; None: all of its tokens."""
+    accumulation: int = 1
+    """Forward passes of an optimizer step (`gradient_accumulation_steps`)."""
+    recompute: Recompute = "none"
+    optim: str = "adamw_torch"
+    logits: Logits = "tiles"
+    """How the loss sees logits: in tiles of positions; those of all positions at once; as torchtune chunks them, the loss
+    of an eighth at a time over logits that are all there."""
+    fused: bool = True
+    """Whether adapters are computed in place (`fused_adapters`)."""
+    offload: bool = False
+    """Whether activations wait in the CPU's memory (`activation_offloading`)."""
+    arithmetic: str = "bfloat16"
+    """Data type of matrix products."""
+    trained_dtype: str = "float32"
+    """Data type of trained parameters, their gradients and optimizer states."""
+    merges: bool = True
+    """Whether the run folds its adapters into a float32 copy of the model at its end."""
+    save_dtype: str = "bfloat16"
+    processes: int = 1
+    """GPUs, or processes on a CPU."""
+    strategy: Strategy = "single"
+    compiled: bool = False
+    """Whether `torch.compile` fuses the elementwise operations of a block, and of the loss."""
+    steps: int | None = None
+    """Optimizer steps, where they are known."""
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "length", "accumulation", "processes"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"forecast: {name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("arithmetic", "trained_dtype", "save_dtype"):
+            if getattr(self, name) not in DENSE_BITS:
+                raise UsageError(f"forecast: {name} is {getattr(self, name)!r}; known: {', '.join(DENSE_BITS)}")
+        if self.strategy not in STRATEGIES:
+            raise UsageError(f"forecast: strategy is {self.strategy!r}; known: {', '.join(STRATEGIES)}")
+        if self.strategy == "single" and self.processes > 1:
+            raise UsageError(f"forecast: {self.processes} processes need a strategy: ddp, fsdp or device_map")
+
+    @property
+    def adapter(self) -> AdapterPlan:
+        """Return the adapter that the plan trains."""
+        return self.plan.adapter
+
+    @property
+    def batch_tokens(self) -> int:
+        """Return the tokens of the fullest batch."""
+        return self.rows * self.length if self.tokens is None else self.tokens
+
+    @property
+    def learnt_tokens(self) -> int:
+        """Return the positions of the fullest batch that a loss is taken on."""
+        return self.batch_tokens if self.supervised is None else min(self.supervised, self.batch_tokens)
+
+    @property
+    def computes_in_bytes(self) -> int:
+        """Return the bytes of a number in matrix products."""
+        return DENSE_BITS[self.arithmetic] // 8
+
+    @property
+    def trained_bytes(self) -> int:
+        """Return the bytes of a trained parameter."""
+        return DENSE_BITS[self.trained_dtype] // 8
+
+    def with_changes(self, **changes: Any) -> Self:
+        """Return a copy with these fields replaced."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return asdict(self) | {"plan": self.plan.to_dict()}
+
+    @classmethod
+    def of(cls, config: "RunConfig", plan: QuantizationPlan, *, device: str, arithmetic: str, **known: Any) -> Self:
+        """Return the settings of a run; `known` adds what config and plan do not say (tokens, processes, strategy, …).
+
+        `arithmetic` is the data type that training computes in (`quantkit.training.precision`).
+        """
+        full = config.gradient_checkpointing or config.recompute == "full"
+        merges = config.merge_after_train and plan.adapter.kind != "NoPeft"
+        settings: dict[str, Any] = {
+            "rows": config.per_device_train_batch_size,
+            "length": config.max_length,
+            "accumulation": config.gradient_accumulation_steps,
+            "recompute": "full" if full else config.recompute,
+            "optim": config.optim or plan.optim or "adamw_torch",
+            "logits": "tiles" if config.loss_positions == "supervised" else "all",
+            "fused": config.fused_adapters,
+            "offload": config.activation_offloading,
+            "merges": merges,
+            "save_dtype": config.save_dtype,
+            "steps": config.max_steps if config.max_steps > 0 else None,
+        }
+        return cls(plan=plan, device=device.partition(":")[0], arithmetic=arithmetic, **(settings | known))
