@@ -16,6 +16,7 @@ VERBS = {
     "report": "results side by side: table, CSV, JSON, one HTML page",
     "methods": "list quantization methods and whether they work here",
     "registry": "ls, tree, show, verify, lineage, detect, adopt: what is in these folders",
+    "doctor": "what will break in this environment, and a description of it for an issue",
     "demo": "the whole tour on a small real model, on this machine",
 }
 HELP_FLAGS = ("-h", "--help", "help")
