@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from quantkit.cgroups import free_in_group
 from quantkit.console import Column, format_bytes, format_duration
 from quantkit.spec import read_fields
 
@@ -117,14 +118,29 @@ def memory_rows(log: MemoryLog) -> tuple[list[Column], list[list[object]]]:
 
 
 def free_bytes(device: str) -> int:
-    """Return the bytes that could be allocated on a device now: free GPU memory, or memory available to the process."""
+    """Return the bytes that could be allocated on a device now: free GPU memory, or memory available to the process.
+
+    On a CPU that is the least of what the machine and the process's control groups leave (containers, Slurm).
+    """
     if device.startswith("cuda"):
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    free, limited = int(psutil.virtual_memory().available), free_in_group()
+    return free if limited is None else min(free, limited)
+
+
+def own_bytes(device: str) -> int:
+    """Return the bytes of a device that this process holds by itself: its CUDA tensors and cache, or its resident memory."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.memory_reserved(device))
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 class _Running:
