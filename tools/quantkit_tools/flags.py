@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, fields, make_dataclass
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from quantkit.aliases import RENAMED, SETTINGS, TRANSLATED, canonical, with_choices
 from quantkit.config import RunConfig
@@ -21,20 +21,26 @@ from quantkit.options import check_value
 from quantkit.runfiles import choose_run, place, read_run_values
 from quantkit.spec import QuantMethod
 
-DESCRIPTION = (
-    "Fine-tune a language model, fold the adapter in, save it under its standardized name.",
-    "Add --quant-method NAME before --help to see that method's own options. Hyphens and underscores are the same.",
-)
+DESCRIPTION = "Add --quant-method NAME before --help to see that method's own options. Hyphens and underscores are the same."
 
 
 @dataclass(frozen=True)
-class CommandFlags:
-    """Where the settings come from, and whether they are carried out."""
+class FileFlags:
+    """Where the settings of a run come from; a verb adds flags of its own."""
 
     config: str | None = None
     """JSON, TOML or YAML file of one or many runs; flags override it (another method also drops the file's options)."""
     run: str | None = None
     """Which of the file's runs."""
+
+
+Flags = TypeVar("Flags", bound=FileFlags)
+
+
+@dataclass(frozen=True)
+class CommandFlags(FileFlags):
+    """Fine-tune a language model, fold the adapter in, save it under its standardized name."""
+
     dry_run: bool = False
     """Print the plan and stop."""
     json: bool = False
@@ -58,39 +64,49 @@ def parse_train_flags(arguments: list[str], *, methods: Methods | None = None) -
     Raises:
         UsageError: an unknown flag, a value that does not fit, or a file or run that cannot be read.
     """
+    config, command, run_name = parse_run_flags(arguments, CommandFlags, verb="train", methods=methods)
+    return TrainFlags(config=config, dry_run=command.dry_run, json=command.json, run_name=run_name)
+
+
+def parse_run_flags(
+    arguments: list[str], kind: type[Flags], *, verb: str, methods: Methods | None = None
+) -> tuple[RunConfig, Flags, str | None]:
+    """Return a run's settings, the flags that `verb` has beside them, as a `kind`, and the name of the run in a file.
+
+    Raises:
+        UsageError: as `parse_train_flags`.
+    """
     methods = methods or installed_methods()
     if {"-h", "--help"}.intersection(arguments):
-        _show_help(arguments, methods)
-    flags = read_flags(arguments, methods)
-    command = {name: flags.pop(f"--{name}", None) for name in ("config", "run", "dry_run", "json")}
+        _show_help(arguments, methods, kind, verb)
+    flags = read_flags(arguments, methods, kind, verb)
+    given = {item.name: flags.pop(f"--{item.name}") for item in fields(kind) if f"--{item.name}" in flags}
     for name in ("config", "run"):
-        if command[name] is True or isinstance(command[name], list):
+        if given.get(name) is True or isinstance(given.get(name), list):
             raise UsageError(f"--{name} wants one value")
-    switches = {
-        name: check_value(CommandFlags, name, command[name] or False, where="command line") for name in ("dry_run", "json")
-    }
-    path, run_name = command["config"], None
+    checked = {name: check_value(kind, name, value, where="command line") for name, value in given.items()}
+    command = kind(**checked)
+    path, run_name = command.config, None
     values: Mapping[str, Any] = {}
     where = "command line"
     if path is not None:
         runs = read_run_values(path)
-        run_name = choose_run(path, runs, command["run"])
+        run_name = choose_run(path, runs, command.run)
         values, where = runs[run_name], place(path, run_name, runs)
         alone = with_choices(values, {"model_name_or_path": "named by a flag or in the file"})
         RunConfig.from_mapping(alone, where=where, methods=methods)
         where += ", with the flags given" if flags else ""
-    elif command["run"] is not None:
+    elif command.run is not None:
         raise UsageError("--run chooses a run of a file; name the file with --config FILE")
     choices = {name.removeprefix("--"): value for name, value in flags.items()}
-    config = RunConfig.from_mapping(with_choices(values, choices), where=where, methods=methods)
-    return TrainFlags(config=config, dry_run=switches["dry_run"], json=switches["json"], run_name=run_name)
+    return RunConfig.from_mapping(with_choices(values, choices), where=where, methods=methods), command, run_name
 
 
-def read_flags(arguments: Iterable[str], methods: Methods) -> dict[str, Any]:
+def read_flags(arguments: Iterable[str], methods: Methods, kind: type[FileFlags], verb: str) -> dict[str, Any]:
     """Return flag, as `--lora_r`, → text, list of texts, bool or None; raises `UsageError` as `read_words` does."""
     options = {item.name for name in methods.names for item in fields(methods.info(name).options)}
-    known = {*SETTINGS - {"method_options"}, *RENAMED, *TRANSLATED, *options, *(item.name for item in fields(CommandFlags))}
-    given = read_words(arguments, known=known, switches=_switches(methods), canonical=canonical, verb="train")
+    known = {*SETTINGS - {"method_options"}, *RENAMED, *TRANSLATED, *options, *(item.name for item in fields(kind))}
+    given = read_words(arguments, known=known, switches=_switches(methods, kind), canonical=canonical, verb=verb)
     return {f"--{name}": value for name, value in given.items()}
 
 
@@ -136,9 +152,9 @@ def read_words(
     return given
 
 
-def _switches(methods: Methods) -> set[str]:
+def _switches(methods: Methods, kind: type[FileFlags]) -> set[str]:
     """Return the names whose type allows true and false, and which may therefore stand without a value."""
-    classes = [CommandFlags, RunConfig, *(methods.info(name).options for name in methods.names)]
+    classes = [kind, RunConfig, *(methods.info(name).options for name in methods.names)]
     names = {name for cls in classes for name, kind in get_type_hints(cls).items() if "bool" in str(kind)}
     return names | set(TRANSLATED) - {"quant_bits"}
 
@@ -147,7 +163,7 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return did_you_mean(name, known).replace("'", "").replace("mean ", "mean --").replace("_", "-")
 
 
-def _show_help(arguments: list[str], methods: Methods) -> None:
+def _show_help(arguments: list[str], methods: Methods, kind: type[FileFlags], verb: str) -> None:
     """Print the flags of the command, the run and the method that `--quant-method` names; exit with 0."""
     import tyro
 
@@ -157,15 +173,15 @@ def _show_help(arguments: list[str], methods: Methods) -> None:
         if canonical(name.removeprefix("--")) == "quant_method":
             method = inline or value
     info = methods.info(method)
-    sections: list[tuple[str, Any]] = [("command", CommandFlags), ("run", RunConfig), (info.name, info.options)]
+    sections: list[tuple[str, Any]] = [("command", kind), ("run", RunConfig), (info.name, info.options)]
     others = ", ".join(f"--{name}".replace("_", "-") for name in (*RENAMED, *TRANSLATED))
     width = min(shutil.get_terminal_size().columns, 100)
     tyro.cli(
-        make_dataclass("Train", sections),
-        prog="quantkit train",
+        make_dataclass(verb.capitalize(), sections),
+        prog=f"quantkit {verb}",
         description="\n\n".join(
             textwrap.fill(text, width, break_on_hyphens=False)
-            for text in (*DESCRIPTION, f"Other names that are understood: {others}.")
+            for text in (str(kind.__doc__), DESCRIPTION, f"Other names that are understood: {others}.")
         ),
         args=["--help"],
         config=(tyro.conf.OmitArgPrefixes,),
