@@ -1,10 +1,11 @@
 """How do rows that stand in one sequence attend to themselves only, in any model that dispatches its attention?
 
 transformers lets an attention function be registered by name, and modules pass it queries, keys and values of the whole
-sequence. Here they are split at the layout's blocks, and each block runs through transformers' own attention with the keys of
-its ancestors before its own. What a token may see in its row (sliding windows, chunks) is read from the mask function that the
-model hands over, so no family is named. One mask over the whole sequence, the alternative, has the square of its length and
-hides nearly all of it. Importing this module imports transformers.
+sequence. Here they are split at the layout's blocks, and each block runs through transformers' own attention (in bfloat16 on a
+CPU through `quantkit.training.tiled_attention`) with the keys of its ancestors before its own. What a token may see in its row
+(sliding windows, chunks) is read from the mask function that the model hands over, so no family is named. One mask over the
+whole sequence, the alternative, has the square of its length and hides nearly all of it. Importing this module imports
+transformers.
 """
 
 import sys
@@ -21,6 +22,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 from quantkit.errors import QuantkitError
 from quantkit.layers import bare_model
 from quantkit.training.layouts import Block, Layout
+from quantkit.training.tiled_attention import fits, tiled_attention
 
 NAME = "quantkit_rows"
 ONLY_EAGER = ("softcap", "s_aux")
@@ -36,6 +38,18 @@ class BlockMasks:
     def __init__(self, layout: Layout, may_see: Any, device: Any) -> None:
         self.layout = layout
         self.visible = [_visible(block, may_see, device) for block in layout.blocks]
+        self._added: dict[int, tuple[torch.Tensor, bool]] = {}
+
+    def added(self, number: int) -> tuple[torch.Tensor, bool]:
+        """Return what is added to a block's scores [length, start + length], and whether that hides all later tokens."""
+        if number not in self._added:
+            block, visible = self.layout.blocks[number], self.visible[number]
+            size = block.start + block.length
+            earlier = torch.ones(block.length, size, dtype=torch.bool).tril(block.start)
+            visible = earlier if visible is None else visible
+            hidden = torch.zeros(block.length, size).masked_fill_(~visible, -torch.inf)
+            self._added[number] = hidden, not bool((visible & ~earlier).any())
+        return self._added[number]
 
 
 @contextmanager
@@ -85,18 +99,22 @@ def block_attention(
     if named.get("position_bias") is not None:
         raise QuantkitError("its attention adds a bias that depends on the distance of two tokens")
     blocks = attention_mask.layout.blocks
+    tiled = fits(query) and not named.get("dropout") and all(named.get(word) is None for word in ONLY_EAGER)
+    scale = float(query.shape[-1] ** -0.5 if named.get("scaling") is None else named["scaling"])
     sizes = [block.rows * block.length for block in blocks]
     queries, keys, values = (states.split(sizes, dim=2) for states in (query, key, value))
     outputs = []
     for number, (block, visible) in enumerate(zip(blocks, attention_mask.visible, strict=True)):
-        output = _attend(
-            module,
+        states = (
             _pieces(queries[number], block),
             _with_ancestors(keys, block, number),
             _with_ancestors(values, block, number),
-            None if visible is None else visible[None, None],
-            named,
         )
+        if tiled:
+            added, causal = attention_mask.added(number)
+            output = tiled_attention(*states, added, scale=scale, causal=causal).transpose(1, 2)
+        else:
+            output = _attend(module, *states, None if visible is None else visible[None, None], named)
         outputs.append(output.reshape(1, sizes[number], *output.shape[2:]))
     return torch.cat(outputs, dim=1), None
 

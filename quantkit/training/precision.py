@@ -56,31 +56,51 @@ def faster_dtype(device: str) -> str:
 
 @contextmanager
 def training_dtypes(model: Any, arithmetic: str) -> Iterator[None]:
-    """Hold trainable parameters in float32, and for float32 arithmetic the frozen ones too; undo both at the end.
+    """Hold trainable parameters in float32, and frozen ones in what the arithmetic reads; undo both at the end.
 
-    Quantized weights are left alone. Layers that dequantize to a `compute_dtype` of their own (bitsandbytes) do so in
-    float32, too; left to choose from their first input, they would be asked for weights before it.
+    Float32 arithmetic holds frozen parameters in float32. Bfloat16 arithmetic holds weights of linear layers and embeddings
+    in bfloat16 where that changes no value (they were stored so), as autocast would round them at each use. What embeddings
+    give stays float32, and with it the sum that blocks add to. Quantized weights are left alone; layers that dequantize to a
+    `compute_dtype` of their own (bitsandbytes) do so in the arithmetic's: left to choose from their first input, they would be
+    asked for weights before it.
     """
     import torch
 
-    before = []
+    before, hooks = [], []
     for parameter in _plain_parameters(model):
         if parameter.requires_grad or arithmetic == "float32":
             before.append((parameter, parameter.dtype))
             parameter.data = parameter.data.to(torch.float32)
+    for module in _stored_in_half(model) if arithmetic == "bfloat16" else []:
+        if module.weight.dtype is torch.float32:  # a tied weight is met twice
+            before.append((module.weight, torch.float32))
+            module.weight.data = module.weight.data.to(torch.bfloat16)
+        if isinstance(module, torch.nn.Embedding):
+            hooks.append(module.register_forward_hook(lambda _module, _inputs, output: output.float()))
     choosers = [module for module in model.modules() if hasattr(module, "compute_type_is_set")]
     chosen = [(module, module.compute_dtype, module.compute_type_is_set) for module in choosers]
-    if arithmetic == "float32":
-        for module in choosers:
-            module.compute_dtype, module.compute_type_is_set = torch.float32, True
+    for module in choosers:
+        module.compute_dtype, module.compute_type_is_set = getattr(torch, arithmetic), True
     try:
         yield
     finally:
         for parameter, dtype in before:
             parameter.grad = None
             parameter.data = parameter.data.to(dtype)
+        for hook in hooks:
+            hook.remove()
         for module, dtype, is_set in chosen:
             module.compute_dtype, module.compute_type_is_set = dtype, is_set
+
+
+def _stored_in_half(model: Any) -> list[Any]:
+    """Return the linear layers and embeddings whose frozen float32 weights are bfloat16 numbers."""
+    import torch
+
+    weights = {id(item): item for item in _plain_parameters(model) if not item.requires_grad and item.dtype is torch.float32}
+    half = {key for key, item in weights.items() if torch.equal(item.data.to(torch.bfloat16).float(), item.data)}
+    kinds = (torch.nn.Linear, torch.nn.Embedding)
+    return [module for module in model.modules() if isinstance(module, kinds) and id(module.weight) in half]
 
 
 def _plain_parameters(model: Any) -> list[Any]:

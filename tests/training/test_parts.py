@@ -85,6 +85,24 @@ def test_4_bit_layers_compute_in_float32_while_training_and_as_before_afterwards
     assert torch.equal(layer.weight.data, codes)
 
 
+def test_for_bfloat16_weights_that_were_stored_so_are_held_so_and_the_sum_of_blocks_stays_float32(tiny_model: Path) -> None:
+    model = adapted(tiny_model, dtype=torch.float32)
+    inner = model.base_model.model.model
+    first, last = inner.layers[0].mlp.down_proj.base_layer, inner.layers[1].mlp.up_proj.base_layer
+    for item in (first, inner.embed_tokens):
+        item.weight.data = item.weight.data.bfloat16().float()
+    last.weight.data[0, 0] = 1 + 2**-20
+    kept = {name: item.detach().clone() for name, item in model.named_parameters()}
+    with training_dtypes(model, "bfloat16"):
+        assert first.weight.dtype is inner.embed_tokens.weight.dtype is torch.bfloat16
+        assert last.weight.dtype is inner.norm.weight.dtype is torch.float32
+        assert inner.embed_tokens(torch.tensor([1])).dtype is torch.float32
+    assert inner.embed_tokens(torch.tensor([1])).dtype is torch.float32
+    for name, item in model.named_parameters():
+        assert item.dtype is torch.float32
+        assert torch.equal(item, kept[name])
+
+
 class Adapter(torch.nn.Module):
     """Two parameters under the names PEFT gives them."""
 
