@@ -24,7 +24,7 @@ Scheduler = Literal[
 
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
     {"output_dir", "overwrite", "logging_steps", "save_steps", "save_total_limit", "resume_from_checkpoint", "report_to"}
-    | {"name_settings"}
+    | {"name_settings", "sharding"}
 )
 """Fields that two runs may differ in and still give the same weights; the fingerprint leaves them out."""
 NOT_IN_NAMES = WITHOUT_EFFECT_ON_WEIGHTS | {"method_options", "trust_remote_code", "device", "revision"}
@@ -152,6 +152,8 @@ class RunConfig:
     whether bfloat16 is faster for its matrix products."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """What each of several processes holds of the base: a copy, or, with fsdp2, a part of its frozen weights."""
     output_dir: str = "artifacts"
     """Folder under which the artifact is saved by its standardized name."""
     overwrite: bool = False

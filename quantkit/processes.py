@@ -31,6 +31,15 @@ MEETING = timedelta(minutes=10)
 COLLECTIVES = timedelta(minutes=60)
 """How long a collective may wait for the slowest process, e.g. while the first writes a checkpoint."""
 INTERRUPTED = 130
+FSDP = "ACCELERATE_USE_FSDP"
+FSDP_WANTED = {
+    "fsdp_version": ("2", "quantkit splits models with FSDP2"),
+    "fsdp_offload_params": ("false", "weights stay on their devices"),
+    "fsdp_activation_checkpointing": ("false", "recompute does that"),
+    "fsdp_cpu_ram_efficient_loading": ("false", "every process reads the model"),
+    "fsdp_reshard_after_forward": ("true", "a block's weights are gathered for as long as it computes"),
+}
+"""What accelerate's configuration of FSDP must say, and why; its other keys change nothing here."""
 SIGNS = ("gloo", "NCCL", "Connection closed", "Connection reset")
 """What errors of collectives say that are no class of their own."""
 
@@ -68,6 +77,8 @@ class Processes:
     first: bool = True
     size: int = 1
     store: Any = None
+    split_by_launcher: bool = False
+    """Whether the launcher was told to split the model over the processes (`sharding` fsdp2)."""
     _stages: int = 0
 
     @contextmanager
@@ -152,19 +163,25 @@ def together(device: str) -> Iterator[Processes]:
     `device` is the run's setting. Alone, nothing happens.
 
     Raises:
-        UsageError: the environment lacks what processes need to find each other, or `device` names one GPU for all.
+        UsageError: the environment lacks what processes need to find each other, `device` names one GPU for all, or the
+            launcher asks for an engine that quantkit does not use.
         QuantkitError: another process ended without a word.
     """
     if world_size() == 1:
         yield Processes()
         return
     group = _joined(device)
+    asked = os.environ.get(FSDP)
     try:
-        _refuse_sharding()
+        group.split_by_launcher = _splitting_asked_for()
+        if group.split_by_launcher:
+            os.environ[FSDP] = "false"  # quantkit does it; accelerate would do it again
         yield group
     except (Exception, KeyboardInterrupt) as error:
         group.failed(error)
     finally:
+        if asked is not None:
+            os.environ[FSDP] = asked
         group.leave()
         console.silence(False)
 
@@ -195,13 +212,19 @@ def _joined(device: str) -> Processes:
     return Processes(first=rank == 0, size=size, store=PrefixStore(f"quantkit {number}", store))
 
 
-def _refuse_sharding() -> None:
-    for engine, variable in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
-        if os.environ.get(variable, "").lower() == "true":
-            raise UsageError(
-                f"{engine} splits the model over processes; quantkit trains a whole copy per process (DDP). In accelerate's"
-                " configuration set distributed_type to MULTI_GPU"
-            )
+def _splitting_asked_for() -> bool:
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise UsageError(
+            "DeepSpeed splits the model over processes in ways quantkit does not; in accelerate's configuration set"
+            " distributed_type to FSDP with fsdp_version 2, or to MULTI_GPU: a whole copy per process (DDP)"
+        )
+    if os.environ.get(FSDP, "").lower() != "true":
+        return False
+    for key, (wanted, why) in FSDP_WANTED.items():
+        given = os.environ.get(key.upper(), "1" if key == "fsdp_version" else wanted)
+        if given.lower() != wanted:
+            raise UsageError(f"accelerate's configuration has {key} {given}; set it to {wanted}: {why}")
+    return True
 
 
 def _code(error: BaseException) -> int:

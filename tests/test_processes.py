@@ -1,5 +1,6 @@
 """Do processes that end for one reason say it once, and leave with one code?"""
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -113,17 +114,53 @@ def test_a_half_made_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         pass
 
 
-@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
-def test_engines_that_split_the_model_are_refused(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> Processes:
+    """A group that `together` takes for two processes."""
     group = Processes(first=True, size=1, store=None)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
     monkeypatch.setattr(module, "_joined", lambda _: group)
-    with (
-        pytest.raises(UsageError, match=r"splits the model over processes; .* set distributed_type to MULTI_GPU"),
-        together("cpu"),
-    ):
+    return group
+
+
+def test_deepspeed_is_refused(two: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UsageError, match="set distributed_type to FSDP with fsdp_version 2, or to MULTI_GPU"), together("cpu"):
         pass
+    assert not two.split_by_launcher
+
+
+def test_a_launcher_s_fsdp_2_is_done_here_and_hidden_from_accelerate(two: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "True")
+    with together("cpu") as group:
+        assert group.split_by_launcher
+        assert os.environ["ACCELERATE_USE_FSDP"] == "false"
+    assert os.environ["ACCELERATE_USE_FSDP"] == "true"
+    assert group is two
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "wanted"),
+    [
+        ("fsdp_version", "1", "2: quantkit splits models with FSDP2"),
+        ("fsdp_offload_params", "true", "false: weights stay on their devices"),
+        ("fsdp_activation_checkpointing", "true", "false: recompute does that"),
+        ("fsdp_cpu_ram_efficient_loading", "true", "false: every process reads the model"),
+        ("fsdp_reshard_after_forward", "false", "true: a block's weights are gathered for as long as it computes"),
+    ],
+)
+def test_what_accelerate_s_fsdp_may_not_say(
+    key: str, given: str, wanted: str, two: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv(key.upper(), given)
+    with pytest.raises(UsageError, match=f"accelerate's configuration has {key} {given}; set it to {wanted}"), together("cpu"):
+        pass
+    assert os.environ["ACCELERATE_USE_FSDP"] == "true"
+    assert not two.split_by_launcher
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,10 +122,18 @@ def keep_layout(model: Any) -> None:
             module.register_forward_pre_hook(_restore_scales)
 
 
+def state_4bit(module: Any) -> Any:
+    """Return how a layer's 4-bit weight is quantized, None where it is not.
+
+    The layer knows it as well as the weight: FSDP, having split a weight over processes, gathers plain codes.
+    """
+    state = getattr(module.weight, "quant_state", None)
+    return state if state is not None else getattr(module, "quant_state", None)
+
+
 def layer_facts(module: Any) -> LayerFacts:
     """Return what a `Linear4bit` or `Linear8bitLt` holds; one that was never quantized is measured as dense."""
-    weight = module.weight
-    state = getattr(weight, "quant_state", None)
+    weight, state = module.weight, state_4bit(module)
     if state is not None:
         return LayerFacts(
             weights_bits=4,
@@ -157,8 +165,8 @@ def dense_weight(module: Any, dtype: Any = None) -> Any:
     weight, dtype = module.weight, dtype or torch.float32
     if layer_facts(module).format == "dense":
         return weight.detach().to(dtype)
-    if getattr(weight, "quant_state", None) is not None:
-        state = copy.copy(weight.quant_state)
+    if (known := state_4bit(module)) is not None:
+        state = copy.copy(known)
         state.dtype = module.compute_dtype or state.dtype
         return functional.dequantize_4bit(weight.data, state).to(dtype)
     codes = module.state.CB if module.state.CB is not None else weight.data

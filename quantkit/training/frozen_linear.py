@@ -41,9 +41,9 @@ def frozen_weight(layer: Any, dtype: torch.dtype) -> Tensor:
 
     Quantized ones are dequantized as `quantkit.backends.bitsandbytes.dense_weight` says.
     """
-    if getattr(layer.weight, "quant_state", None) is not None or hasattr(layer, "init_8bit_state"):
-        from quantkit.backends.bitsandbytes import dense_weight
+    from quantkit.backends.bitsandbytes import dense_weight, state_4bit
 
+    if state_4bit(layer) is not None or hasattr(layer, "init_8bit_state"):
         return torch.as_tensor(dense_weight(layer, dtype))
     return torch.as_tensor(layer.weight.detach().to(dtype))
 

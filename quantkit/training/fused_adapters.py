@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantkit.backends.bitsandbytes import state_4bit
 from quantkit.backends.unpacked import UnpackedLinear
 from quantkit.console import say
 from quantkit.layers import unwrapped
 from quantkit.training.frozen_linear import Dora, Frozen, Lora, Site, Vera, frozen_weight
+from quantkit.training.sharding import whole_modules
 
 TOLERANCE = 0.03
 """Relative L2 difference from PEFT that is rounding: bitsandbytes' backward pass rounds weights to the data type they were
@@ -35,7 +37,7 @@ def fused_adapters(model: Any, *, arithmetic: str = "float32", wanted: bool = Tr
     """
     replaced: list[Any] = []
     adapters, kept, verdicts = 0, Counter[str](), dict[Any, str]()
-    for module in list(model.modules()) if wanted else []:
+    for module in whole_modules(model) if wanted else ():
         adapted = _is_adapter(module)
         if not adapted and not _is_quantized_alone(module):
             continue
@@ -75,7 +77,7 @@ def _is_quantized_alone(module: Any) -> bool:
 
 
 def _is_bitsandbytes(module: Any) -> bool:
-    quantized = getattr(module.weight, "quant_state", None) is not None if hasattr(module, "weight") else False
+    quantized = hasattr(module, "weight") and state_4bit(module) is not None
     return type(module).__module__.startswith("bitsandbytes.") and (quantized or hasattr(module, "init_8bit_state"))
 
 

@@ -27,6 +27,7 @@ from quantkit.training.interrupt import Interruption
 from quantkit.training.offload import activations_offloaded
 from quantkit.training.order import RowOrder
 from quantkit.training.padding_free import Levers
+from quantkit.training.sharding import is_split, replicated
 from quantkit.training.shortage import OutOfMemoryError, random_states, release, restore_random_states, shortage_of
 from quantkit.training.supervised import Kept, output_head, supervised_loss, supervised_positions_only, supervised_tokens
 
@@ -73,6 +74,9 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             pin_memory=self.args.device.type == "cuda",
         )
         return self.accelerator.prepare(loader)
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        return replicated(model) if training and is_split(model) else super()._wrap_model(model, training, dataloader)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """Return the batches of one step and how many tokens they predict, over all processes."""

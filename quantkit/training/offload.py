@@ -47,6 +47,9 @@ def activations_offloaded(model: Any, *, wanted: bool = True, kind: str = "cuda"
     import torch
 
     moved: list[int] = []
+    if not wanted:
+        yield moved
+        return
     weights = {item.untyped_storage().data_ptr() for item in (*model.parameters(), *model.buffers())}
 
     def pack(tensor: Any) -> tuple[Any, Any]:
@@ -61,8 +64,5 @@ def activations_offloaded(model: Any, *, wanted: bool = True, kind: str = "cuda"
         tensor, device = packed
         return tensor if device is None else tensor.to(device, non_blocking=tensor.is_pinned())
 
-    if not wanted:
-        yield moved
-        return
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield moved

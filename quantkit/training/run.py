@@ -70,7 +70,7 @@ def train(
     check_splitting(config)
     processes, first = world_size(), is_first()
     arithmetic = said_by_first(lambda: arithmetic_dtype(model, config, device))
-    levers = _levers(model, data, config, arithmetic, device, notice=first)
+    levers = _levers(model, data, config, arithmetic, str(next(model.parameters()).device), notice=first)
     items = _items(data, config, levers)
     fill = -len(items) % (config.per_device_train_batch_size * processes) if processes > 1 else 0
     items_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
@@ -97,7 +97,12 @@ def train(
         }
         return mean_loss(model, held_out, collate, **batch, tail=levers.tail)
 
-    with _left_as_found(model), training_dtypes(model, state.arithmetic_dtype), interruptible(notice=first) as interruption:
+    with (
+        _left_as_found(model),
+        training_dtypes(model, state.arithmetic_dtype),
+        split_over_processes(model, device=device, wanted=config.sharding == "fsdp2"),
+        interruptible(notice=first) as interruption,
+    ):
         order = RowOrder(
             [sum(len(row.input_ids) for row in item) for item in items],
             seed=config.seed,

@@ -16,7 +16,10 @@ from tests.training.helpers import adapted, config
 class Scenario:
     """A run of four rows per step and process."""
 
-    four_bit: bool = False
+    storage: str = ""
+    """Data type that holds 4-bit codes; "" for a dense base."""
+    sharding: str = "none"
+    """What two processes do with the base."""
     rows: int = 21
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -26,13 +29,13 @@ class Scenario:
 
     def split(self) -> RunConfig:
         """Return the settings of two processes: two rows, twice, per step and process."""
-        return self._of(per_device_train_batch_size=2, gradient_accumulation_steps=2)
+        return self._of(per_device_train_batch_size=2, gradient_accumulation_steps=2, sharding=self.sharding)
 
     def whole(self) -> RunConfig:
         """Return the settings of one process that does the same steps."""
         return self._of(per_device_train_batch_size=8)
 
-    def _of(self, **size: int) -> RunConfig:
+    def _of(self, **size: Any) -> RunConfig:
         # Adam divides rounding by rounding where gradients are zero; gradient descent does not
         sgd = {"max_steps": -1, "optim": "sgd", "learning_rate": 0.5}
         return config(**(sgd | self.settings | size))
@@ -40,17 +43,20 @@ class Scenario:
 
 SCENARIOS = {
     "dense": Scenario(settings={"num_train_epochs": 2, "group_by_length": True, "recompute": "selective"}),
-    "four bit": Scenario(four_bit=True, rows=11, settings={"recompute": "full"}),
+    "four bit": Scenario("uint8", rows=11, settings={"recompute": "full"}),
+    "split": Scenario(sharding="fsdp2", rows=11, settings={"recompute": "selective"}),
+    "split four bit": Scenario("bfloat16", "fsdp2", rows=11),
 }
 
 
 def made(scenario: Scenario, folder: Any) -> Any:
     """Return the scenario's model with fresh adapters."""
-    if not scenario.four_bit:
+    if not scenario.storage:
         return adapted(folder)
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    types = {"bnb_4bit_compute_dtype": torch.float32, "bnb_4bit_quant_storage": scenario.storage}
+    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **types)
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, device_map={"": "cpu"}, quantization_config=four_bit
     )

@@ -37,6 +37,8 @@ def run(config: RunConfig, *, dry_run: bool = False, json: bool = False) -> int:
 
 
 def _run(config: RunConfig, processes: Processes, *, dry_run: bool, json: bool) -> int:
+    if processes.split_by_launcher:
+        config = config.with_changes(sharding="fsdp2")
     methods, memory = installed_methods(), MemoryLog()
     plan = plan_run(config, methods)
     announce(plan)

@@ -1,0 +1,194 @@
+"""How do several processes hold one model, each a part of it?
+
+torch's `fully_shard` (FSDP2) splits the frozen weights of every decoder block over the processes and gathers a block's for as
+long as it computes. What is trained stays whole everywhere and its gradients are averaged by DDP, as in a run that splits
+nothing: steps, checkpoints and hashes are the same. accelerate's plugin, the alternative, splits adapters as well, which makes
+a collective of every checkpoint and guard to save a few hundredths of the memory; it leaves 4-bit weights in `uint8` whole; and
+on a CPU it is passed over without a word.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from quantkit.errors import UsageError
+from quantkit.processes import is_first, world_size
+
+if TYPE_CHECKING:
+    from quantkit.config import RunConfig
+
+Slot = tuple[Any, str]
+"""A module and the name of one of its parameters."""
+
+
+def check_splitting(config: "RunConfig") -> None:
+    """Check that what is to be split over processes can be.
+
+    Raises:
+        UsageError: there is one process only, or a setting stands against it.
+    """
+    if config.sharding == "none":
+        return
+    if world_size() == 1:
+        raise UsageError(
+            "sharding is fsdp2, but the run has one process; start several with torchrun or accelerate launch"
+            " (Fine-tuning/README.md), or leave it out"
+        )
+    if config.peft_config == "NoPeft":
+        raise UsageError(
+            "sharding is fsdp2, which splits frozen weights, but peft_config is NoPeft, which trains all of them; choose an"
+            " adapter, or leave sharding out"
+        )
+    if config.activation_offloading:
+        raise UsageError(
+            "sharding is fsdp2 and activation_offloading is on, which would move the weights gathered for a block as well;"
+            " set recompute to full instead"
+        )
+
+
+@contextmanager
+def split_over_processes(model: Any, *, device: str, wanted: bool = True) -> Iterator[None]:
+    """Hold a part of the model's frozen weights in each process within, on `device`, where the model need not be before.
+
+    Afterwards the first process has the model as it was, where it was; in the others the frozen weights are gone.
+
+    Raises:
+        UsageError: no decoder blocks are found, or the weights are of a kind that cannot be split.
+    """
+    if not wanted:
+        yield
+        return
+    home = next(model.parameters()).device
+    blocks = _blocks(model)
+    frozen = _frozen(model)
+    added = _split([*blocks, model], device)
+    _let_go(frozen)
+    yield
+    for part in blocks:
+        part.reshard()
+    model.reshard()
+    _gather(frozen, home)
+    _undo(added)
+    model.to(home)
+
+
+def replicated(model: Any) -> Any:
+    """Return a split model in DDP, which averages the gradients of what is whole in every process."""
+    from torch.distributed.tensor import DTensor
+    from torch.nn.parallel import DistributedDataParallel
+
+    parts = [name for name, item in model.named_parameters(remove_duplicate=False) if isinstance(item, DTensor)]
+    model._ddp_params_and_buffers_to_ignore = parts
+    try:
+        return DistributedDataParallel(model)
+    finally:
+        del model._ddp_params_and_buffers_to_ignore
+
+
+def is_split(model: Any) -> bool:
+    """Return whether a model's weights are split over processes now."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
+def whole_modules(model: Any) -> Iterator[Any]:
+    """Yield every module of a model once, those of a split block while its weights are gathered."""
+    seen: set[Any] = set()
+
+    def visit(module: Any) -> Iterator[Any]:
+        if module in seen:
+            return
+        seen.add(module)
+        part = is_split(module)
+        if part:
+            module.unshard()
+        yield module
+        for child in module.children():
+            yield from visit(child)
+        if part:
+            module.reshard()
+
+    return visit(model)
+
+
+def _blocks(model: Any) -> list[Any]:
+    from quantkit.layers import bare_model
+    from quantkit.numerics.capture import find_blocks
+
+    try:
+        return list(find_blocks(bare_model(model))[1])
+    except UsageError:
+        raise UsageError(f"sharding is fsdp2, but {type(bare_model(model)).__name__} has no list of decoder blocks") from None
+
+
+def _frozen(model: Any) -> dict[Any, list[Slot]]:
+    """Return each frozen parameter and where it stands; tied ones stand in several places.
+
+    Raises:
+        UsageError: one is of a class that keeps facts beside its values, which would be lost.
+    """
+    import torch
+
+    found: dict[Any, list[Slot]] = {}
+    for path, module in model.named_modules():
+        for name, item in module.named_parameters(recurse=False):
+            if item.requires_grad:
+                continue
+            if type(item) is not torch.nn.Parameter and getattr(module, "quant_state", None) is None:
+                raise UsageError(
+                    f"sharding is fsdp2, but {path}.{name} is a {type(item).__name__}, which cannot be split; use NoQuant,"
+                    " QLORA or BNB4BIT, or leave sharding out: each process then has a copy"
+                )
+            found.setdefault(item, []).append((module, name))
+    return found
+
+
+def _split(modules: list[Any], device: str) -> list[tuple[Any, type, dict[str, Any], list[str]]]:
+    """Split modules, inner ones first; return of each module its class, hooks, and attributes that were added."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    root = modules[-1]
+    mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
+    before = [(module, type(module), _hooks(module), set(vars(module))) for module in root.modules()]
+    for module in modules:
+        module.to(device)
+        trained = {item for item in module.parameters() if item.requires_grad}
+        fully_shard(module, mesh=mesh, ignored_params=trained)
+    return [(module, kind, hooks, sorted(set(vars(module)) - names)) for module, kind, hooks, names in before]
+
+
+def _let_go(frozen: dict[Any, list[Slot]]) -> None:
+    """Free the memory of parameters whose parts `fully_shard` has copied."""
+    for item in frozen:
+        item.data = item.data.new_empty(0)
+
+
+def _gather(frozen: dict[Any, list[Slot]], home: Any) -> None:
+    """Put whole weights into the first process's parameters, and the parameters back in their places."""
+    for item, slots in frozen.items():
+        module, name = slots[0]
+        whole = module._parameters[name].full_tensor()
+        if is_first():
+            item.data = whole.to(home)
+        for module, name in slots:
+            module._parameters[name] = item
+
+
+def _hooks(module: Any) -> dict[str, Any]:
+    return {name: value.copy() for name, value in vars(module).items() if "hook" in name and hasattr(value, "copy")}
+
+
+def _undo(added: list[tuple[Any, type, dict[str, Any], list[str]]]) -> None:
+    """Take what `fully_shard` has added off modules: class, hooks, marks. torch has no call for it."""
+    from torch.distributed import _composable_state
+
+    for module, kind, hooks, names in added:
+        module.__class__ = kind
+        vars(module).update(hooks)
+        for name in names:
+            vars(module).pop(name, None)
+        _composable_state._module_state_mapping.pop(module, None)
