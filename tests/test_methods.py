@@ -50,6 +50,10 @@ def plugin(**hooks: Any) -> ModuleType:
     return module
 
 
+def toy_info(**changes: Any) -> MethodInfo:
+    return MethodInfo(**({"name": "TOY", "summary": "a toy", "options": Options} | changes))
+
+
 def answering(name: str, answer: Any) -> Any:
     """A hook implementation that takes no arguments and returns `answer`."""
     hook = lambda: answer  # noqa: E731
@@ -121,7 +125,16 @@ def test_a_method_goes_by_the_name_of_its_entry_point():
     [
         ({"name": "TOY"}, "declare_method returned dict, not a MethodInfo"),
         (MethodInfo(name="TOY", summary="", options=dict), "MethodInfo.options of TOY is <class 'dict'>, not a dataclass"),
-        (MethodInfo(name="TOY", summary="", options=Options, stages=frozenset()), "MethodInfo.stages of TOY is empty"),
+        (toy_info(stages=frozenset()), "MethodInfo.stages of TOY is empty"),
+        (toy_info(stages=frozenset({"base"})), "MethodInfo.stages of TOY holds ['base'], which is no quantkit.Stage"),
+        (toy_info(name="TOY 2"), "MethodInfo.name is 'TOY 2'; letters and digits, at most 32, make a method's name"),
+        (toy_info(summary=None), "MethodInfo.summary of TOY is None, not a text"),
+        (toy_info(devices=()), "MethodInfo.devices of TOY is empty"),
+        (toy_info(devices="cpu"), "MethodInfo.devices of TOY is 'cpu', not a tuple of texts"),
+        (toy_info(claims=(4,)), "MethodInfo.claims of TOY is (4,), not a tuple of texts"),
+        (toy_info(adapters=("LoRA",)), "MethodInfo.adapters of TOY is ('LoRA',); known: NoPeft, LoRa, DoRa, VeRa"),
+        (toy_info(calibration="maybe"), "MethodInfo.calibration of TOY is 'maybe'; it must be one of ('none', 'optional'"),
+        (toy_info(gate_limits={4: 0.1}), "MethodInfo.gate_limits of TOY is {4: 0.1}, not bits to GateLimits"),
     ],
 )
 def test_a_wrong_declaration_is_broken(answer, reason):
