@@ -24,6 +24,7 @@ Scheduler = Literal[
 
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
     {"output_dir", "overwrite", "logging_steps", "save_steps", "save_total_limit", "resume_from_checkpoint", "report_to"}
+    | {"preflight"}
     | {"name_settings", "sharding"}
 )
 """Fields that two runs may differ in and still give the same weights; the fingerprint leaves them out."""
@@ -57,6 +58,8 @@ class RunConfig:
     """Longest row in tokens; longer ones are cut."""
     on_bad_rows: Literal["error", "drop"] = "error"
     """What to do about rows that teach nothing: stop, or drop and count them."""
+    preflight: Literal["error", "warn"] = "error"
+    """What errors do that `quantkit preflight` would find in the data: stop the run before it loads the model, or warn."""
 
     finetuning: Literal["SFT"] = "SFT"
     """Kind of training: SFT, supervised fine-tuning."""

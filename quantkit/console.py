@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 __all__ = [
+    "MARKS",
     "Column",
     "Progress",
     "emit_json",
     "format_bytes",
     "format_duration",
+    "has_colour",
     "progress",
     "say",
+    "say_marked",
     "silence",
     "table",
     "use_stderr",
@@ -37,6 +40,8 @@ __all__ = [
 
 LINE_EVERY_S = (10.0, 60.0)
 """Longest silence of a progress in a log file, in seconds: in its first five minutes, and later."""
+MARKS = ("⟦", "⟧")
+"""What stands around marked text where there is no colour."""
 UNLIMITED = 10_000
 """Characters of a line where nothing limits it."""
 
@@ -60,6 +65,26 @@ def say(text: str, *, style: str | None = None) -> None:
 def warn(text: str) -> None:
     """Print `warning: …` on stderr."""
     _print(_console(True), f"warning: {text}", "yellow")
+
+
+def has_colour() -> bool:
+    """Whether text is shown in colour: on a terminal, unless NO_COLOR is set."""
+    console = _console(_to_stderr)
+    return console.color_system is not None and not console.no_color
+
+
+def say_marked(parts: Sequence[tuple[str, bool]]) -> None:
+    """Print one text of which parts are marked: in colour, the rest dim; without colour, between the signs of `MARKS`."""
+    from rich.text import Text
+
+    console, text = _console(_to_stderr), Text(overflow="fold")
+    for part, marked in parts:
+        shown = printable(part)
+        if has_colour():
+            text.append(shown, "bold green" if marked else "dim")
+        else:
+            text.append(MARKS[0] + shown + MARKS[1] if marked else shown)
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def use_stderr() -> None:

@@ -8,6 +8,7 @@ from quantkit.errors import QuantkitError, did_you_mean
 
 VERBS = {
     "train": "fine-tune, merge, save: the whole run from flags or a file",
+    "preflight": "what is wrong with a run's data, before any weights are read",
     "quantize": "make a finished model small, judged against its source",
     "merge": "fold a kept adapter into its base, and say what that cost",
     "evaluate": "detect, load and score artifacts",

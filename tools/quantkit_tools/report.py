@@ -13,12 +13,12 @@ import tyro
 
 from quantkit import console
 from quantkit.errors import UsageError
-from quantkit.files import refuse_existing, write_text
 from quantkit.reporting import comparing
 from quantkit.reporting.listing import CAPTION, csv_text, table_columns, table_rows
 from quantkit.reporting.report import Report
 from quantkit_registry.store import Registry
 from quantkit_tools.report_reading import read_subjects
+from quantkit_tools.result_files import refuse_unwritable, write_result
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError("--open shows the page that --html FILE names; give both")
     for target in (flags.html, flags.csv):
         if target is not None:
-            _writable(target, overwrite=flags.overwrite)
+            refuse_unwritable(target, overwrite=flags.overwrite)
     registry = Registry(flags.registry)
     subjects, faults = read_subjects(registry, flags.artifacts)
     tasks = [task for task in (flags.task or "").split(",") if task]
@@ -64,11 +64,11 @@ def main(arguments: list[str]) -> int:
         report = report.with_comparisons(flags.baseline)
     show(report, compared=flags.baseline is not None)
     if flags.csv is not None:
-        _write(flags.csv, csv_text(report.rows))
+        write_result(flags.csv, csv_text(report.rows))
     if flags.html is not None:
         from quantkit.reporting.page import render_page
 
-        _write(flags.html, render_page(report))
+        write_result(flags.html, render_page(report))
     if flags.open and flags.html is not None and not webbrowser.open(flags.html.resolve().as_uri()):
         console.warn(f"no browser was found to show {flags.html}")
     if flags.json:
@@ -87,17 +87,3 @@ def show(report: Report, *, compared: bool = False) -> None:
             console.say(f"not compared: {reason}")
     for line in (*report.missing, *report.faults):
         console.say(line)
-
-
-def _writable(target: Path, *, overwrite: bool) -> None:
-    if target.is_dir():
-        raise UsageError(f"{target} is a folder; a file name is wanted")
-    refuse_existing(target, overwrite=overwrite)
-
-
-def _write(target: Path, text: str) -> None:
-    try:
-        write_text(target, text)
-    except OSError as error:
-        raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from None
-    console.say(f"written: {target} ({console.format_bytes(target.stat().st_size)})")

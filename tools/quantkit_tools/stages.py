@@ -43,12 +43,19 @@ def load_tokenizer(run: RunPlan) -> Any:
 
 
 def prepare_rows(run: RunPlan, tokenizer: Any) -> "PreparedData":
-    """Read, render and check the run's rows, and print what was found."""
-    from quantkit.data import prepare_data
+    """Read, render and check the run's rows, and print what was found.
+
+    Raises:
+        UsageError: rows cannot be read or learnt from.
+        VerificationError: training on them would not teach what was meant.
+    """
+    from quantkit.data import read_data
+    from quantkit.preflight import ModelFacts, examine
     from quantkit.skeleton import read_stop_tokens
+    from quantkit_tools.preflight_showing import heed
 
     config = run.config
-    data = prepare_data(
+    read = read_data(
         dataset=str(config.dataset_name),
         tokenizer=tokenizer,
         max_length=config.max_length,
@@ -58,8 +65,10 @@ def prepare_rows(run: RunPlan, tokenizer: Any) -> "PreparedData":
         on_bad_rows=config.on_bad_rows,
         stop_token_ids=read_stop_tokens(config.model_name_or_path, tokenizer, revision=config.revision),
     )
+    data = read.prepared()
     for line in data.report.lines():
         say(line)
+    heed(examine(read, config, ModelFacts.of(run.model_config)), config)
     return data
 
 
