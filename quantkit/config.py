@@ -24,7 +24,7 @@ Scheduler = Literal[
 
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
     {"output_dir", "overwrite", "logging_steps", "save_steps", "save_total_limit", "resume_from_checkpoint", "report_to"}
-    | {"preflight"}
+    | {"preflight", "force"}
     | {"name_settings", "sharding"}
 )
 """Fields that two runs may differ in and still give the same weights; the fingerprint leaves them out."""
@@ -60,6 +60,8 @@ class RunConfig:
     """What to do about rows that teach nothing: stop, or drop and count them."""
     preflight: Literal["error", "warn"] = "error"
     """What errors do that `quantkit preflight` would find in the data: stop the run before it loads the model, or warn."""
+    force: bool = False
+    """Start although the forecast says that the memory will not suffice."""
 
     finetuning: Literal["SFT"] = "SFT"
     """Kind of training: SFT, supervised fine-tuning."""
