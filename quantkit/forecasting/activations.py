@@ -8,19 +8,22 @@ queries nor gated MLPs, adapters or recomputing.
 
 from dataclasses import dataclass
 
+from quantkit.adapters import ATTENTION
 from quantkit.forecasting.adapters import AdapterSize
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import LinearShape, ModelShape
+from quantkit.forecasting.storage import UNPACKED
+from quantkit.spec import QuantizationSpec
 from quantkit.training.tiles import tile_rows
 
 SMALL_RANK = 64
 """Rank of VeRA up to which its product of rank r is not kept (`quantkit.training.frozen_linear`)."""
-LOGIT_COPIES = 12
-"""Bytes per logit that cross entropy in float32 takes beside the logits: their copy, their logarithms, their gradient."""
-COMPILED_LOGIT_COPIES = 8
-"""The same where the copy is fused into what follows."""
 CHUNKS = 8
 """Chunks of torchtune's chunked cross entropy."""
+OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
+"""What layers after attention are called."""
+SPARED = ("v_proj",)
+"""Attention layers whose output attention keeps as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +34,33 @@ class Activations:
     """Of a block: norms, queries, keys, values, outputs, inputs of adapters."""
     mlp: int
     """Of a block: what only its MLP keeps."""
-    hidden: int
-    """One hidden state of each token, as it passes between blocks."""
+    boundary: int
+    """The hidden states between two blocks."""
+    mlp_input: int
     last: int
-    """The last norm, and the states that the head gets."""
+    """Beside the blocks: the last norm, rotary tables, the states that the head gets in tiles and their gradient."""
     logits: int
     """Logits and what the loss makes of them, at their peak."""
+    weight_copies: int
+    """Copies of trained weights that autocast makes and keeps."""
     backward: int
     """Gradients of a block's widest part that live at once in its backward pass."""
     dequantized: int
     """The widest weight in the data type of the arithmetic, where the held one is another."""
 
     def kept(self, settings: RunSettings, blocks: int) -> int:
-        """Return what all blocks keep at the end of a forward pass."""
+        """Return what so many blocks keep at the end of a forward pass."""
         if settings.offload:
-            return self.hidden
-        each = {"none": self.attention + self.mlp, "selective": self.attention + self.hidden, "full": self.hidden}
+            return self.boundary
+        each = {
+            "none": self.attention + self.mlp,
+            "selective": self.attention + self.mlp_input,
+            "full": self.boundary,
+        }
         return blocks * each[settings.recompute]
 
     def again(self, settings: RunSettings) -> int:
-        """Return what the backward pass of one block holds beside what was kept: what it computed again."""
+        """Return what the backward pass of one block holds beside what was kept: what it computed, or fetched, again."""
         if settings.offload:
             return self.attention + self.mlp
         return {"none": 0, "selective": self.mlp, "full": self.attention + self.mlp}[settings.recompute]
@@ -66,9 +76,11 @@ def activations(shape: ModelShape, settings: RunSettings, size: AdapterSize) -> 
     return Activations(
         attention=tokens * _attention(shape, settings, size, attention),
         mlp=tokens * routed * _mlp(shape, settings, size, mlp),
-        hidden=tokens * shape.width * wide,
-        last=tokens * shape.width * 4 + 2 * settings.learnt_tokens * shape.width * wide,
+        boundary=tokens * shape.width * settings.hidden_bytes,
+        mlp_input=tokens * shape.width * settings.hidden_bytes,
+        last=_last(shape, settings),
         logits=_logits(shape, settings),
+        weight_copies=_weight_copies(shape, settings, mlp),
         backward=tokens * routed * wide * max(2 * shape.intermediate, 3 * shape.width),
         dequantized=_dequantized(shape, settings, first),
     )
@@ -78,32 +90,38 @@ def _attention(shape: ModelShape, settings: RunSettings, size: AdapterSize, laye
     """Return bytes per token that a block keeps outside of its MLP."""
     wide, whole = settings.computes_in_bytes, settings.adapter.kind == "NoPeft"
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    norm = wide if settings.compiled else 4
-    kept = shape.block_norms * shape.width * norm
-    kept += (queries + keys) * norm if shape.head_norms else 0
-    kept += (2 * queries + 2 * keys) * wide + 4 * shape.heads
-    into = [layer for layer in layers if layer.inputs == shape.width and not _is_output(layer)]
-    out = [layer for layer in layers if layer not in into]
-    if whole or _needs_input(into, settings, size):
-        kept += shape.width * wide
+    kept = shape.block_norms * _norm(shape.width, settings)
+    kept += _norm(queries + keys, settings) if shape.head_norms else 0
+    kept += (queries + 2 * keys) * wide
+    if not settings.composes_attention:
+        kept += queries * wide + 4 * shape.heads  # its output, and the logarithm of each softmax's sum
+    out = [layer for layer in layers if layer.ending in OUTPUTS]
+    into = [layer for layer in layers if layer not in out]
+    kept += _inputs(into, settings, size) * shape.width * wide
     if (whole or _needs_input(out, settings, size)) and not settings.compiled:
-        kept += queries * wide  # the outputs of the rows, put together
-    return kept + sum(_of_adapter(layer, settings, size, elsewhere=layer.ending in ("v_proj",)) for layer in layers)
+        kept += queries * wide  # the outputs of all rows, one behind another
+    return kept + sum(_of_adapter(layer, settings, size, elsewhere=layer.ending in SPARED) for layer in layers)
 
 
 def _mlp(shape: ModelShape, settings: RunSettings, size: AdapterSize, layers: list[LinearShape]) -> int:
     """Return bytes per token that a block's MLP keeps."""
-    wide, whole = settings.computes_in_bytes, settings.adapter.kind == "NoPeft"
-    inner = shape.intermediate
-    into = [layer for layer in layers if layer.outputs >= inner or layer.outputs > layer.inputs]
+    wide, whole, inner = settings.computes_in_bytes, settings.adapter.kind == "NoPeft", shape.intermediate
+    into = [layer for layer in layers if layer.outputs > layer.inputs]
     out = [layer for layer in layers if layer not in into]
-    gated = sum(layer.outputs for layer in into) >= 2 * inner or shape.experts > 0
+    gated = shape.experts > 0 or sum(layer.outputs for layer in into) >= 2 * inner
     kept = (3 - settings.compiled if gated else 1) * inner * wide
-    if whole or _needs_input(into, settings, size):
-        kept += shape.width * wide
+    kept += _inputs(into, settings, size) * shape.width * wide
     if whole or _needs_input(out, settings, size):
         kept += inner * wide
-    return kept + sum(_of_adapter(layer, settings, size, elsewhere=layer in into) for layer in layers)
+    return kept + sum(_of_adapter(layer, settings, size, elsewhere=gated and layer in into) for layer in layers)
+
+
+def _norm(width: int, settings: RunSettings) -> int:
+    """Return bytes per token of a norm: its input in float32 and a root; where it is trained, its output before the weight."""
+    whole = settings.adapter.kind == "NoPeft"
+    if settings.compiled:
+        return width * settings.computes_in_bytes
+    return 4 * width + 4 + (width * (4 if settings.trained_dtype == "float32" else settings.computes_in_bytes) if whole else 0)
 
 
 def _of_adapter(layer: LinearShape, settings: RunSettings, size: AdapterSize, *, elsewhere: bool) -> int:
@@ -117,34 +135,65 @@ def _of_adapter(layer: LinearShape, settings: RunSettings, size: AdapterSize, *,
     return kept
 
 
+def _inputs(layers: list[LinearShape], settings: RunSettings, size: AdapterSize) -> int:
+    """Return how many copies of their common input layers keep: autocast makes one for each, where hidden states are wider."""
+    whole = settings.adapter.kind == "NoPeft"
+    keeping = sum(whole or _needs_input([layer], settings, size) for layer in layers)
+    return keeping if settings.computes_in_bytes < settings.hidden_bytes else min(keeping, 1)
+
+
 def _needs_input(layers: list[LinearShape], settings: RunSettings, size: AdapterSize) -> bool:
     """Whether one of the layers keeps its input: LoRA's and DoRA's gradients are made of it, VeRA's are not."""
     return settings.adapter.kind in ("LoRa", "DoRa") and any(layer.name in size.names for layer in layers)
 
 
+def _last(shape: ModelShape, settings: RunSettings) -> int:
+    tokens, wide, whole = settings.batch_tokens, settings.computes_in_bytes, settings.adapter.kind == "NoPeft"
+    norm = tokens * _norm(shape.width, settings)
+    if not whole and settings.recompute != "full":
+        norm -= tokens * _norm(shape.width, settings)  # the first block's first norm sees embeddings, which are not trained
+    states = 0
+    if settings.logits == "tiles" and settings.learnt_tokens > tile_rows(shape.vocabulary):
+        states = 2 * settings.learnt_tokens * shape.width * wide
+    elif whole:
+        states = settings.learnt_tokens * shape.width * wide
+    return norm + states + 2 * tokens * shape.head_dim * wide
+
+
 def _logits(shape: ModelShape, settings: RunSettings) -> int:
-    wide, all_of_them = settings.computes_in_bytes, settings.batch_tokens * shape.vocabulary
-    copies = COMPILED_LOGIT_COPIES if settings.compiled else LOGIT_COPIES
+    """Return the most that logits and loss take: logits, a float32 copy, logarithms, two gradients; in place, one of them."""
+    wide, every = settings.computes_in_bytes, settings.batch_tokens * shape.vocabulary
+    copies = (8 if settings.compiled else 12) + (wide if wide < 4 else 0)
     if settings.logits == "all":
-        return all_of_them * (wide + copies)
+        return every * copies
     if settings.logits == "chunks":
-        return all_of_them * wide + all_of_them // CHUNKS * copies
-    rows = min(tile_rows(shape.vocabulary), settings.learnt_tokens)
-    in_place = settings.arithmetic == "float32" and settings.adapter.kind != "NoPeft"
-    return rows * shape.vocabulary * (4 if in_place else wide + LOGIT_COPIES)
+        return every * wide + every // CHUNKS * copies
+    rows = tile_rows(shape.vocabulary)
+    frozen = settings.adapter.kind != "NoPeft"
+    in_place = settings.arithmetic == "float32" and frozen and settings.learnt_tokens > rows
+    return min(rows, settings.learnt_tokens) * shape.vocabulary * (4 if in_place else copies)
 
 
 def _dequantized(shape: ModelShape, settings: RunSettings, layers: list[LinearShape]) -> int:
-    if not settings.plan.spec.is_quantized and settings.arithmetic == settings.plan.compute_dtype:
+    held = settings.held_dtype(shape.dtype)
+    if settings.adapter.kind == "NoPeft" or (held == settings.arithmetic and not _stays_quantized(settings.plan.spec)):
         return 0
     return max((layer.weights for layer in layers), default=shape.largest) * settings.computes_in_bytes
 
 
+def _stays_quantized(spec: QuantizationSpec) -> bool:
+    return spec.is_quantized and spec.format not in UNPACKED
+
+
+def _weight_copies(shape: ModelShape, settings: RunSettings, mlp: list[LinearShape]) -> int:
+    """Return the copies of trained weights that stay until the backward pass; blocks computed again make theirs again."""
+    if settings.adapter.kind != "NoPeft" or settings.computes_in_bytes >= settings.trained_bytes:
+        return 0
+    head = 0 if shape.head is None else shape.head.weights
+    again = shape.blocks * sum(layer.weights for layer in mlp)
+    layers = {"none": shape.linear_weights, "selective": shape.linear_weights - again, "full": 0}[settings.recompute]
+    return (layers + head) * settings.computes_in_bytes
+
+
 def _in_attention(layer: LinearShape) -> bool:
-    from quantkit.adapters import ATTENTION
-
     return any(ATTENTION.search(part) for part in layer.name.split(".")[:-1])
-
-
-def _is_output(layer: LinearShape) -> bool:
-    return layer.ending in ("o_proj", "out_proj", "dense", "c_proj", "wo")

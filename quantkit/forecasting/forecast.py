@@ -122,8 +122,8 @@ class Forecast:
         }
 
 
-STEP = ("loss", "backward", "step")
-"""The moments of a training step."""
+STEP = ("start", "loss", "backward", "step")
+"""The moments of training: before its first step, and in each."""
 
 
 def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants = CONSTANTS) -> Forecast:
@@ -134,7 +134,7 @@ def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants 
     """
     size = adapter_size(shape, settings.adapter)
     kept = activations(shape, settings, size)
-    weights, adapters = held_weights(shape, settings), _adapters(settings, size)
+    loaded, weights, adapters = _loaded(shape, settings), held_weights(shape, settings), _adapters(settings, size)
     states = optimizer_states(settings.optim)
     state_bytes = states.size(size.trained, settings.trained_bytes)
     on_device = 0 if states.paged and settings.device != "cpu" else state_bytes
@@ -142,7 +142,8 @@ def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants 
     notes = [] if states.known else [f"optim {settings.optim} is not known here; its states are counted as AdamW's"]
     always = weights | adapters | {"optimizer states": on_device, **_workspace(settings, constants)}
     moments = [
-        Moment("load", _loading(shape, settings, weights)),
+        Moment("load", loaded | {"the tensor being read": _tensor(shape) * DENSE_BITS.get(shape.dtype, 32) // 8}),
+        Moment("start", loaded | adapters | {"the tensor being cast": _tensor(shape) * settings.computes_in_bytes}),
         Moment("loss", always | _before(settings, gradients) | _held(kept, settings, shape) | {"logits and loss": kept.logits}),
         Moment("backward", always | _backward(kept, settings, shape, gradients)),
         Moment("step", always | {"gradients": gradients, "optimizer's working memory": _step_work(settings, size)}),
@@ -167,16 +168,15 @@ def held_weights(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
     """Return what the base takes while it is trained on: quantized or dense layers, and all that no method quantizes."""
     if settings.adapter.kind == "NoPeft":
         return {"weights, all of them trained": shape.parameters * settings.trained_bytes}
-    spec, held = settings.plan.spec, _held_dtype(settings)
-    layers = sum(held_bytes(spec, layer, arithmetic=held) for layer in shape.linears)
+    return _frozen(shape, settings, settings.held_dtype(shape.dtype))
+
+
+def _frozen(shape: ModelShape, settings: RunSettings, held: str) -> dict[str, int]:
+    spec = settings.plan.spec
+    layers = sum(held_bytes(spec, layer, held=held) for layer in shape.linears)
     unpacked = spec.is_quantized and spec.format in UNPACKED
     name = f"{spec.weights_dtype} weights" + (f", unpacked to {held}" if unpacked else "") if spec.is_quantized else "weights"
     return {name: layers, "embeddings, head, norms": shape.dense_parameters * DENSE_BITS[held] // 8}
-
-
-def _held_dtype(settings: RunSettings) -> str:
-    """Return the data type of frozen dense weights: the one they are loaded in, or float32 for arithmetic in that."""
-    return "float32" if settings.arithmetic == "float32" else settings.plan.compute_dtype
 
 
 def _adapters(settings: RunSettings, size: AdapterSize) -> dict[str, int]:
@@ -195,7 +195,7 @@ def _before(settings: RunSettings, gradients: int) -> dict[str, int]:
 
 
 def _held(kept: Activations, settings: RunSettings, shape: ModelShape) -> dict[str, int]:
-    return {"activations": kept.kept(settings, shape.blocks) + kept.last}
+    return {"activations": kept.kept(settings, shape.blocks) + kept.last + kept.weight_copies}
 
 
 def _backward(kept: Activations, settings: RunSettings, shape: ModelShape, gradients: int) -> dict[str, int]:
@@ -205,7 +205,7 @@ def _backward(kept: Activations, settings: RunSettings, shape: ModelShape, gradi
         "gradients of activations": kept.backward,
         "dequantized weight": kept.dequantized,
     }
-    begin = {"activations": kept.kept(settings, shape.blocks) + kept.last} | work | _before(settings, gradients)
+    begin = _held(kept, settings, shape) | work | _before(settings, gradients)
     end = {"activations": kept.kept(settings, 1)} | work | {"gradients": gradients}
     return max(begin, end, key=lambda items: sum(items.values()))
 
@@ -216,13 +216,16 @@ def _step_work(settings: RunSettings, size: AdapterSize) -> int:
     return size.trained * settings.trained_bytes if plain else 0
 
 
-def _loading(shape: ModelShape, settings: RunSettings, weights: Mapping[str, int]) -> dict[str, int]:
-    stored = DENSE_BITS.get(shape.dtype, 32) // 8
+def _loaded(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
+    """Return the weights as they come into memory: in the plan's compute data type, quantized on the way where they are."""
+    loaded = settings.plan.compute_dtype
     if settings.adapter.kind == "NoPeft":
-        held = DENSE_BITS[settings.plan.compute_dtype] // 8
-        weights = {"weights": shape.parameters * held}
-    largest = max(shape.largest, shape.embeddings)
-    return {**weights, "the tensor being read": 2 * largest * stored}
+        return {"weights": shape.parameters * DENSE_BITS[loaded] // 8}
+    return _frozen(shape, settings, loaded)
+
+
+def _tensor(shape: ModelShape) -> int:
+    return max(shape.largest, shape.embeddings)
 
 
 def _merging(shape: ModelShape) -> dict[str, int]:

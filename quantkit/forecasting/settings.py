@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from quantkit.errors import UsageError
+from quantkit.forecasting.storage import UNPACKED
 from quantkit.plan import AdapterPlan, QuantizationPlan
 from quantkit.spec import DENSE_BITS
 
@@ -100,6 +101,27 @@ class RunSettings:
         """Return the bytes of a number in matrix products."""
         return DENSE_BITS[self.arithmetic] // 8
 
+    def held_dtype(self, stored: str) -> str:
+        """Return the data type of frozen dense weights while training, for a base whose files hold them in `stored`.
+
+        As `quantkit.training.precision` has it: bfloat16 numbers are held as such for bfloat16 arithmetic, however they were
+        loaded; other frozen weights in the data type they are loaded in.
+        """
+        if self.arithmetic == "float32":
+            return "float32"
+        return "bfloat16" if stored == "bfloat16" or self.plan.spec.format in UNPACKED else self.plan.compute_dtype
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Return the bytes of a number of the hidden states between blocks."""
+        wide = self.trained_dtype if self.adapter.kind == "NoPeft" else self.plan.compute_dtype
+        return 4 if self.arithmetic == "float32" else DENSE_BITS[wide] // 8
+
+    @property
+    def composes_attention(self) -> bool:
+        """Whether attention is composed of products (`quantkit.training.tiled_attention`) and keeps no output of its own."""
+        return self.device == "cpu" and self.arithmetic == "bfloat16"
+
     @property
     def trained_bytes(self) -> int:
         """Return the bytes of a trained parameter."""
@@ -130,6 +152,7 @@ class RunSettings:
             "logits": "tiles" if config.loss_positions == "supervised" else "all",
             "fused": config.fused_adapters,
             "offload": config.activation_offloading,
+            "strategy": "fsdp" if config.sharding == "fsdp2" else "ddp" if known.get("processes", 1) > 1 else "single",
             "merges": merges,
             "save_dtype": config.save_dtype,
             "steps": config.max_steps if config.max_steps > 0 else None,

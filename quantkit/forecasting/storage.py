@@ -44,9 +44,9 @@ def stored_bytes(spec: QuantizationSpec, layer: LinearShape, *, dense: str = "bf
     return words + zeros + outputs * groups * scale + 16
 
 
-def held_bytes(spec: QuantizationSpec, layer: LinearShape, *, arithmetic: str) -> int:
-    """Return the bytes of a frozen layer's weight while adapters are trained on it, computing in `arithmetic`."""
-    wide = DENSE_BITS[arithmetic] // 8
+def held_bytes(spec: QuantizationSpec, layer: LinearShape, *, held: str) -> int:
+    """Return the bytes of a frozen layer's weight while adapters are trained on it; `held` is the data type of dense ones."""
+    wide = DENSE_BITS[held] // 8
     if not spec.is_quantized:
         return layer.weights * wide
     if spec.format in UNPACKED:

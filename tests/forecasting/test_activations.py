@@ -1,0 +1,89 @@
+"""Does the forecast count what autograd really holds after a forward pass?"""
+
+import pytest
+import torch
+
+from quantkit.forecasting import RunSettings
+from quantkit.forecasting.activations import activations
+from quantkit.forecasting.adapters import adapter_size
+from quantkit.plan import AdapterPlan, QuantizationPlan, Stage
+from quantkit.spec import QuantizationSpec
+from tests.forecasting.held import SIZES, held_after_forward, small_model
+
+ROWS, LENGTH = 4, 64
+LEARNT = ROWS * (LENGTH - 1)
+
+CASES = [
+    ("llama", "LoRa", 8, "all-linear", "float32", "none"),
+    ("llama", "LoRa", 8, "all-linear", "float32", "selective"),
+    ("llama", "LoRa", 8, "attention", "float32", "none"),
+    ("llama", "LoRa", 8, "all-linear", "bfloat16", "none"),
+    ("llama", "LoRa", 8, "all-linear", "bfloat16", "full"),
+    ("llama", "DoRa", 8, "all-linear", "float32", "none"),
+    ("llama", "DoRa", 8, "all-linear", "bfloat16", "selective"),
+    ("llama", "VeRa", 16, "all-linear", "float32", "none"),
+    ("llama", "VeRa", 128, "all-linear", "float32", "none"),
+    ("llama", "NoPeft", 1, "all-linear", "float32", "none"),
+    ("llama", "NoPeft", 1, "all-linear", "bfloat16", "selective"),
+    ("qwen3", "LoRa", 8, "all-linear", "float32", "none"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(map(str, case)))
+def test_what_a_forward_pass_keeps_is_counted_to_three_hundredths(case):
+    family, kind, rank, targets, arithmetic, recompute = case
+    adapter = AdapterPlan(kind=kind, r=rank, target_modules=(targets,))
+    held_in = "float32" if arithmetic == "float32" or kind == "NoPeft" else "bfloat16"
+    model = small_model(family, getattr(torch, held_in))
+    shape, held = held_after_forward(model, adapter, rows=ROWS, length=LENGTH, arithmetic=arithmetic, recompute=recompute)
+    settings = RunSettings(
+        plan=_dense(adapter, arithmetic),
+        rows=ROWS,
+        length=LENGTH,
+        supervised=LEARNT,
+        recompute=recompute,
+        arithmetic=arithmetic,
+    )
+    counted = activations(shape, settings, adapter_size(shape, adapter))
+    log_softmax = LEARNT * SIZES["vocab_size"] * 4
+    counted_bytes = counted.kept(settings, shape.blocks) + counted.last + counted.weight_copies + log_softmax
+    assert counted_bytes == pytest.approx(held, rel=0.03)
+
+
+def test_recomputing_keeps_less_and_does_more_again():
+    adapter = AdapterPlan(r=8)
+    model_shape = _shape()
+    counted, again = [], []
+    for recompute in ("none", "selective", "full"):
+        settings = RunSettings(plan=_dense(adapter, "float32"), arithmetic="float32", recompute=recompute)
+        found = activations(model_shape, settings, adapter_size(model_shape, adapter))
+        counted.append(found.kept(settings, model_shape.blocks))
+        again.append(found.again(settings))
+    assert counted == sorted(counted, reverse=True)
+    assert again == sorted(again)
+    assert again[0] == 0
+
+
+def test_logits_are_counted_as_the_loss_takes_them():
+    shape, adapter = _shape(), AdapterPlan(r=8)
+    plan = _dense(adapter, "bfloat16")
+    sizes = {}
+    for logits in ("tiles", "chunks", "all"):
+        settings = RunSettings(plan=plan, rows=8, length=4096, logits=logits)
+        sizes[logits] = activations(shape, settings, adapter_size(shape, adapter)).logits
+    positions = 8 * 4096
+    assert sizes["all"] == positions * shape.vocabulary * (2 + 4 + 4 + 4)
+    assert sizes["chunks"] == positions * shape.vocabulary * 2 + positions * shape.vocabulary // 8 * 14
+    assert sizes["tiles"] < 2**26 * 14 / 4 + 1
+
+
+def _shape():
+    from quantkit.forecasting import read_shape
+
+    return read_shape("meta-llama/Llama-3.2-3B")
+
+
+def _dense(adapter, dtype):
+    return QuantizationPlan(
+        method="NoQuant", stage=Stage.BASE, spec=QuantizationSpec.dense("bfloat16"), adapter=adapter, compute_dtype=dtype
+    )
