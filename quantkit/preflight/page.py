@@ -45,11 +45,7 @@ def render_page(preflight: Preflight, *, made_at: str) -> str:
         policy=POLICY.format(scripts="'none'"),
         style=Markup("\n".join(style.read_text(encoding="utf-8") for style in styles)),
         groups=[(severity, MEANING[severity], preflight.of(severity)) for severity in SEVERITIES if preflight.of(severity)],
-        settings=[
-            (name, short(value) if isinstance(value, str) else value)
-            for name, value in preflight.settings.items()
-            if value is not None
-        ],
+        settings=[(name, _told(value)) for name, value in preflight.settings.items() if value is not None],
         samples=[(sample, list(_spans(sample))) for sample in preflight.samples],
     )
     return page
@@ -64,6 +60,10 @@ def short(name: str) -> str:
     head, colon, rest = name.rpartition(":")
     path = PurePath(rest)
     return f"{head}{colon}{path.name}" if path.is_absolute() or rest.startswith("~") else name
+
+
+def _told(value: Any) -> Any:
+    return short(value) if isinstance(value, str) else value
 
 
 def _spans(sample: Sample) -> Iterator[dict[str, Any]]:
