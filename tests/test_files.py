@@ -40,16 +40,16 @@ def test_a_folder_appears_whole_with_its_manifest(tmp_path):
 
 
 def test_a_temporary_file_of_a_dead_writer_goes_and_that_of_a_living_one_is_waited_for(tmp_path, monkeypatch):
-    (tmp_path / ".a.txt.tmp").write_text("half")
+    (tmp_path / ".a.txt.quantkit-tmp").write_text("half")
     write_text(tmp_path / "a.txt", "new")
     assert names(tmp_path) == ["a.txt"]
-    (tmp_path / ".a.txt.tmp").write_text("half")
-    handle = hold(tmp_path / ".a.txt.tmp", os.O_WRONLY)
+    (tmp_path / ".a.txt.quantkit-tmp").write_text("half")
+    handle = hold(tmp_path / ".a.txt.quantkit-tmp", os.O_WRONLY)
     assert handle is not None
     monkeypatch.setattr("quantkit.files.single.LONGEST_WAIT_S", 0.05)
     write_text(tmp_path / "a.txt", "newer")
     assert (tmp_path / "a.txt").read_text() == "newer"
-    assert names(tmp_path) == [".a.txt.tmp", "a.txt"]
+    assert names(tmp_path) == [".a.txt.quantkit-tmp", "a.txt"]
     os.close(handle)
     write_text(tmp_path / "a.txt", "newest")
     assert names(tmp_path) == ["a.txt"]

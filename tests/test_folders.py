@@ -117,10 +117,12 @@ def test_what_a_dead_process_left_goes_and_what_a_living_one_is_at_stays(tmp_pat
     with new_folder(tmp_path / "one") as living:
         for name in (".writing-dead", ".removing-dead"):
             (tmp_path / name / "deep").mkdir(parents=True)
+        for name in (".one.quantkit-making", ".a.json.quantkit-tmp", ".foreign.tmp"):
+            (tmp_path / name).write_text("")
         assert remove_leftovers(tmp_path) == ["removed .removing-dead", "removed .writing-dead"]
         make_folder(tmp_path / "two")
-        assert names(tmp_path) == [living.name, "two"]
-    assert names(tmp_path) == ["one", "two"]
+        assert names(tmp_path) == [".foreign.tmp", living.name, "two"]
+    assert names(tmp_path) == [".foreign.tmp", "one", "two"]
     assert remove_leftovers(tmp_path / "nowhere") == []
 
 
@@ -155,6 +157,9 @@ def test_two_runs_do_not_make_one_artifact_at_the_same_time(tmp_path):
         pass
     with making(tmp_path / ("x" * 255)):
         pass
+    with making(tmp_path / "deep" / "er" / "artifact"):
+        pass
+    assert names(tmp_path) == ["other"]
 
 
 def test_a_folder_is_removed_in_one_step(tmp_path, monkeypatch):

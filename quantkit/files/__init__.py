@@ -12,8 +12,8 @@ the process dies in the middle. `tests/test_write_door.py` keeps every other way
     leftovers.py   what killed processes left, told apart from what living ones are at
 """
 
-from quantkit.files.folders import making, new_folder, refuse_existing, remove_folder
-from quantkit.files.leftovers import remove_leftovers
+from quantkit.files.folders import making, new_folder, refuse_existing, remove_folder, remove_work
+from quantkit.files.leftovers import put_back, remove_leftovers
 from quantkit.files.manifest import (
     MANIFEST,
     artifact_hash,
@@ -29,11 +29,13 @@ __all__ = [
     "artifact_hash",
     "making",
     "new_folder",
+    "put_back",
     "read_json",
     "read_manifest",
     "refuse_existing",
     "remove_folder",
     "remove_leftovers",
+    "remove_work",
     "sha256_of",
     "verify_manifest",
     "write_json",

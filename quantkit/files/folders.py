@@ -11,7 +11,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from quantkit.errors import UsageError, WriteError
-from quantkit.files.leftovers import REMOVING, REPLACED, WRITING, remove_leftovers, remove_tree, temporary_folder
+from quantkit.files.leftovers import (
+    MAKING,
+    REMOVING,
+    REPLACED,
+    WRITING,
+    remove_if_empty,
+    remove_leftovers,
+    remove_tree,
+    temporary_folder,
+)
 from quantkit.files.manifest import write_manifest
 from quantkit.files.renaming import exchange, make_folders, rename_new, sync_folder
 from quantkit.locks import Lock, NoLocksError
@@ -66,8 +75,9 @@ def making(target: Path, *, overwrite: bool = False) -> Iterator[None]:
     """
     remove_leftovers(target.parent)
     refuse_existing(target, overwrite=overwrite)
-    name = os.fsencode(f".{target.name}.making")[:LONGEST_NAME_BYTES]
-    lock = Lock(target.parent / os.fsdecode(name))
+    missing = [path for path in target.parents if not path.exists()]
+    name = os.fsencode(f".{target.name}")[: LONGEST_NAME_BYTES - len(MAKING)]
+    lock = Lock(target.parent / (os.fsdecode(name) + MAKING))
     try:
         if not lock.acquire():
             raise UsageError(f"{target}: another process is making it right now; wait for it, or choose another name")
@@ -79,6 +89,8 @@ def making(target: Path, *, overwrite: bool = False) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        for path in missing:
+            remove_if_empty(path)  # where nothing came of the run, its folders are not left behind either
 
 
 def remove_folder(folder: Path) -> None:
@@ -94,6 +106,18 @@ def remove_folder(folder: Path) -> None:
     except OSError as error:
         raise WriteError.of(error, f"{folder}: could not be removed", "it is as it was") from error
     remove_tree(aside)
+
+
+def remove_work(folder: Path) -> None:
+    """Remove a folder of intermediate results, if it is there, and the one above it, if nothing else stands in that.
+
+    Raises:
+        WriteError: it cannot be taken away; it is whole then.
+    """
+    if folder.is_dir():
+        remove_folder(folder)
+    remove_leftovers(folder.parent)
+    remove_if_empty(folder.parent)
 
 
 def _publish(temporary: Path, target: Path, *, overwrite: bool) -> None:

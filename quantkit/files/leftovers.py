@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from quantkit.files.renaming import rename_new, sync_folder
+from quantkit.files.single import TEMPORARY
 from quantkit.locks import NoLocksError, hold
 
 WRITING, REPLACED, REMOVING = ".writing-", ".replaced-", ".removing-"
+MAKING = ".quantkit-making"
+"""End of the names of the locks that runs hold."""
 DAY_S = 86_400.0
 
 
@@ -53,10 +56,12 @@ def remove_leftovers(folder: Path, *, older_than_s: float = DAY_S) -> list[str]:
     """
     done: list[str] = []
     try:
-        found = sorted(entry.name for entry in os.scandir(folder) if entry.name.startswith((WRITING, REPLACED, REMOVING)))
+        found = sorted(entry.name for entry in os.scandir(folder) if entry.name.startswith("."))
     except OSError:
         return done
-    for path in (folder / name for name in found):
+    for path in (folder / name for name in found if name.endswith((MAKING, TEMPORARY))):
+        _remove_unheld(path)
+    for path in (folder / name for name in found if name.startswith((WRITING, REPLACED, REMOVING))):
         with _left(path, older_than_s) as left:
             if not left:
                 continue
@@ -71,6 +76,19 @@ def remove_leftovers(folder: Path, *, older_than_s: float = DAY_S) -> list[str]:
     return done
 
 
+def put_back(folder: Path) -> list[str]:
+    """Put artifacts back that a dead process moved aside in `folder`; return their names. For readers: nothing is removed."""
+    names: list[str] = []
+    try:
+        found = sorted(entry.name for entry in os.scandir(folder) if entry.name.startswith(REPLACED))
+        for path in (folder / name for name in found):
+            with _left(path, DAY_S) as left:
+                names += _put_back(path) if left else []
+    except OSError:
+        return names  # a folder that may be read only, or went meanwhile
+    return names
+
+
 def remove_tree(path: Path) -> None:
     """Remove a folder with all in it, or a link or file; what cannot be removed stays."""
     if path.is_dir() and not path.is_symlink():
@@ -80,6 +98,24 @@ def remove_tree(path: Path) -> None:
             path.unlink(missing_ok=True)
         except OSError:
             return
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder that holds nothing; any other stays."""
+    try:
+        folder.rmdir()
+    except OSError:
+        return  # something is kept there, or it is gone
+
+
+def _remove_unheld(path: Path) -> None:
+    try:
+        handle = hold(path, os.O_WRONLY)
+        if handle is not None:
+            path.unlink(missing_ok=True)
+            os.close(handle)
+    except (OSError, NoLocksError):
+        return  # gone meanwhile, not ours to write, or nobody can tell
 
 
 def _put_back(aside: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """How is one file replaced, so that it is the old one or the new one at any moment?
 
-Written under `.NAME.tmp` beside it, made durable, renamed. The writer holds a lock on the temporary file, so one that nobody
-holds was left by a dead process, and the next writer of the same file takes it away. A random temporary name for each
+Written under `.NAME.quantkit-tmp` beside it, made durable, renamed. The writer holds a lock on the temporary file, so one that
+nobody holds was left by a dead process, and the next writer of the same file takes it away. A random temporary name for each
 writer, the usual way, leaves one more file behind at each kill, and nobody knows when it may go.
 """
 
@@ -16,6 +16,7 @@ from quantkit.errors import UsageError, WriteError
 from quantkit.files.renaming import make_folders, sync_folder
 from quantkit.locks import NoLocksError, hold
 
+TEMPORARY = ".quantkit-tmp"
 LONGEST_WAIT_S = 10.0
 """For another process that is writing the same file, before a temporary name of one's own is taken."""
 _LOOK_EVERY_S = 0.01
@@ -79,7 +80,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 def _temporary_for(path: Path) -> tuple[int, Path]:
     """Return an open new file, locked while it is open, and its path."""
-    name = path.with_name(f".{path.name}.tmp")
+    name = path.with_name(f".{path.name}{TEMPORARY}")
     give_up = time.monotonic() + LONGEST_WAIT_S
     try:
         while time.monotonic() < give_up:
@@ -94,7 +95,7 @@ def _temporary_for(path: Path) -> tuple[int, Path]:
             os.close(dead)
     except NoLocksError:
         name.unlink(missing_ok=True)
-    handle, own = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    handle, own = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     return handle, Path(own)
 
 

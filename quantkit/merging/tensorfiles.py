@@ -142,7 +142,7 @@ class ShardWriter:
             left -= len(data)
             if left < 0:
                 break
-            self._stream.write(data)
+            write_all(self._stream, data)
             self.written_bytes += len(data)
         if left:
             raise VerificationError(f"{name} has {entry.size_bytes - left} bytes where {entry.size_bytes} were announced")
@@ -157,7 +157,7 @@ class ShardWriter:
             self._open.close()
         self._number = number
         self._open = (self._folder / self._names[number]).open("wb", buffering=0)
-        self._open.write(header_bytes(self._shards[number], self._metadata))
+        write_all(self._open, header_bytes(self._shards[number], self._metadata))
 
     def _finish(self) -> None:
         left = next(self._order, None)
@@ -169,6 +169,13 @@ class ShardWriter:
             write_json(
                 self._folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
             )
+
+
+def write_all(stream: BinaryIO, data: bytes | memoryview) -> None:
+    """Write all bytes to an unbuffered file; one call takes fewer where the disk is nearly full, and 2 GiB at most."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[stream.write(rest) :]
 
 
 def shards_of(entries: Sequence[Entry], max_shard_bytes: int) -> list[list[Entry]]:

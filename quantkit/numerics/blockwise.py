@@ -7,7 +7,6 @@ which costs a fraction of solving them and no disk. All-at-once capture of Hessi
 inputs they will never see.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.errors import QuantkitError, UsageError, VerificationError
-from quantkit.files import new_folder, read_json, verify_manifest, write_json
+from quantkit.files import new_folder, read_json, remove_folder, verify_manifest, write_json
 from quantkit.numerics.capture import Batch, Block, find_blocks, record_calls
 
 
@@ -101,7 +100,7 @@ class BlockStore(Generic[Q]):
         try:
             verify_manifest(folder)
         except (VerificationError, UsageError):
-            shutil.rmtree(folder)
+            remove_folder(folder)
             return None
         layers: dict[str, dict[str, Tensor]] = {}
         others: dict[str, Tensor] = {}

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantkit.errors import QuantkitError, UsageError, did_you_mean
-from quantkit.files import artifact_hash, read_manifest, refuse_existing, write_json
-from quantkit.headers import read_object
+from quantkit.files import artifact_hash, put_back, read_manifest, refuse_existing, write_json
+from quantkit.headers import read_object, refuse_links_out
 from quantkit_registry import study
 from quantkit_registry.adapters import ADAPTER_CONFIG
 from quantkit_registry.names import parse_name
@@ -65,10 +65,12 @@ class Registry:
     def entries(self) -> list[Artifact]:
         """Return every folder under the root that holds a model or adapter, ours or not, in the order of names.
 
-        Unfinished folders (`.writing-*`) and whatever holds no model are left out; what cannot be read is marked broken.
+        Unfinished folders (`.writing-*`) and whatever holds no model are left out; what cannot be read is marked broken. An
+        artifact whose replacement was killed half way stands under its name again.
         """
         if not self.root.is_dir():
             return []
+        put_back(self.root)
         try:
             folders = sorted(path for path in self.root.iterdir() if path.is_dir())
         except OSError as error:
@@ -82,6 +84,7 @@ class Registry:
             names = {path.name for path in folder.iterdir()}
             if not {RECORD_FILE, "config.json", ADAPTER_CONFIG} & names and not any(n.endswith(".gguf") for n in names):
                 return None
+            refuse_links_out(folder)
             files = read_manifest(folder)
             if files is None:
                 ours = RECORD_FILE in names and study.is_ours(read_object(folder / RECORD_FILE))

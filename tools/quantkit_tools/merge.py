@@ -21,6 +21,7 @@ def run(config: MergeConfig, *, dry_run: bool = False, json: bool = False) -> in
     Raises:
         QuantkitError: what is wrong with adapter, base, settings or result; nothing half-written is left.
     """
+    from quantkit.files import making
     from quantkit.modeling import load_tokenizer
     from quantkit_tools.merge_making import Merging, make_merged
     from quantkit_tools.merge_planning import announce, existing_merge, plan_merge
@@ -39,10 +40,11 @@ def run(config: MergeConfig, *, dry_run: bool = False, json: bool = False) -> in
         console.say(f"{job.target} exists: the same adapter, merged into the same base in the same way; nothing was done")
         written = there.to_dict()
     else:
-        tokenizer = load_tokenizer(job.opened.tokenizer, trust_remote_code=config.trust_remote_code)
-        rows, calibration = texts_of(job, tokenizer)
-        merging = Merging(job=job, rows=rows, calibration=calibration, methods=methods)
-        written = make_merged(merging, tokenizer)
+        with making(job.target, overwrite=config.overwrite):
+            tokenizer = load_tokenizer(job.opened.tokenizer, trust_remote_code=config.trust_remote_code)
+            rows, calibration = texts_of(job, tokenizer)
+            merging = Merging(job=job, rows=rows, calibration=calibration, methods=methods)
+            written = make_merged(merging, tokenizer)
     console.say(f"artifact: {job.target}", style="bold")
     code = report_gate(written)
     console.say(f"next: quantkit evaluate {job.target}")

@@ -6,7 +6,6 @@ is made of what was written, so no step after it can change what it says.
 """
 
 import gc
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit import console
 from quantkit.calibration import Calibration, QuantizationWork
 from quantkit.environment import describe_environment
+from quantkit.files import remove_work
 from quantkit.memory import MemoryLog, free_bytes
 from quantkit.merging.report import ReportRows, observe_reference
 from quantkit.methods import Methods
@@ -152,9 +152,7 @@ def _requantized(merging: Merging, tokenizer: Any) -> dict[str, Any]:
         verify=_verify(merging, record),
         overwrite=job.config.overwrite,
     )
-    shutil.rmtree(job.work, ignore_errors=True)
-    if job.work.parent.is_dir() and not any(job.work.parent.iterdir()):
-        job.work.parent.rmdir()
+    remove_work(job.work)
     return written
 
 

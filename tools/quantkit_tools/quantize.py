@@ -29,7 +29,7 @@ def run(config: QuantizeConfig, *, dry_run: bool = False, json: bool = False) ->
     Raises:
         QuantkitError: what is wrong with settings, source, text or result; finished blocks are kept for the next try.
     """
-    from quantkit.files import refuse_existing
+    from quantkit.files import making
     from quantkit.modeling import load_tokenizer
     from quantkit_tools.quantize_planning import announce, plan_quantization
     from quantkit_tools.quantize_texts import making_of, texts_of
@@ -42,10 +42,10 @@ def run(config: QuantizeConfig, *, dry_run: bool = False, json: bool = False) ->
         if json:
             console.emit_json(job.to_dict())
         return 0
-    refuse_existing(job.target, overwrite=config.overwrite)
-    tokenizer = load_tokenizer(job.source.tokenizer, trust_remote_code=config.trust_remote_code)
-    texts = texts_of(job, tokenizer, methods)
-    written = make_quantized(making_of(job), texts, tokenizer, methods)
+    with making(job.target, overwrite=config.overwrite):
+        tokenizer = load_tokenizer(job.source.tokenizer, trust_remote_code=config.trust_remote_code)
+        texts = texts_of(job, tokenizer, methods)
+        written = make_quantized(making_of(job), texts, tokenizer, methods)
     console.say(f"artifact: {job.target}", style="bold")
     code = report_gate(written)
     console.say(f"next: quantkit evaluate {job.target}")

@@ -5,7 +5,6 @@ in memory would miss what the format or the loader changes; loading the source a
 """
 
 import gc
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from quantkit.calibrating import Texts
 from quantkit.calibration import QuantizationWork
 from quantkit.environment import describe_environment
 from quantkit.errors import VerificationError
+from quantkit.files import remove_work
 from quantkit.gate import GateLimits
 from quantkit.memory import MemoryLog, free_bytes
 from quantkit.methods import Methods
@@ -131,9 +131,7 @@ def make_quantized(making: Making, texts: Texts, tokenizer: Any, methods: Method
     written = save_artifact(
         making.target, model=model, tokenizer=tokenizer, record=record.to_dict(), verify=verify, overwrite=making.overwrite
     )
-    shutil.rmtree(making.work, ignore_errors=True)
-    if making.work.parent.is_dir() and not any(making.work.parent.iterdir()):
-        making.work.parent.rmdir()
+    remove_work(making.work)
     return written
 
 

@@ -4,7 +4,6 @@ There is no pipeline object: what a step needs stands in its arguments, and leav
 editing a dozen lines.
 """
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from quantkit.console import format_bytes, format_duration, say, table, warn
 from quantkit.data.encode import EncodedRow
 from quantkit.environment import describe_environment
 from quantkit.errors import VerificationError
+from quantkit.files import remove_folder
 from quantkit.memory import MemoryLog, free_bytes, memory_rows
 from quantkit.merging.report import Reference, ReportRows, choose_rows
 from quantkit.methods import Methods
@@ -81,9 +81,10 @@ def load_trainable(run: RunPlan, methods: Methods) -> Any:
         run.base if run.parents else config.model_name_or_path,
         plan=run.plan,
         methods=methods,
-        device=run.device,
+        device=run.held_whole().device,
         revision=run.revision,
         trust_remote_code=config.trust_remote_code,
+        device_map=config.device_map,
     )
     if config.dataset_name is None:
         return model
@@ -148,7 +149,7 @@ def save(
     )
     say(f"written and read back: {written['verification']['read_back']}")
     if run.checkpoints.exists() and not run.config.save_steps:
-        shutil.rmtree(run.checkpoints)
+        remove_folder(run.checkpoints)
     return written
 
 

@@ -1,11 +1,12 @@
 """`quantkit train`: fine-tune, merge, save. The order of a run's steps stands here; the steps stand in `stages`."""
 
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from quantkit import console
 from quantkit.config import RunConfig
-from quantkit.files import refuse_existing
+from quantkit.files import making
 from quantkit.memory import MemoryLog
 from quantkit.merging.report import observe_reference
 from quantkit.methods import installed_methods
@@ -32,11 +33,11 @@ def run(config: RunConfig, *, dry_run: bool = False, json: bool = False) -> int:
     Raises:
         QuantkitError: what is wrong with settings, data, model or result; nothing half-written is left.
     """
-    with together(config.device) as processes:
-        return _run(config, processes, dry_run=dry_run, json=json)
+    with together(config.device) as processes, ExitStack() as held:
+        return _run(config, processes, held, dry_run=dry_run, json=json)
 
 
-def _run(config: RunConfig, processes: Processes, *, dry_run: bool, json: bool) -> int:
+def _run(config: RunConfig, processes: Processes, held: ExitStack, *, dry_run: bool, json: bool) -> int:
     if processes.split_by_launcher:
         config = config.with_changes(sharding="fsdp2")
     methods, memory = installed_methods(), MemoryLog()
@@ -46,7 +47,8 @@ def _run(config: RunConfig, processes: Processes, *, dry_run: bool, json: bool) 
         if json:
             console.emit_json(plan.to_dict())
         return 0
-    refuse_existing(plan.target, overwrite=config.overwrite)
+    if processes.first:
+        held.enter_context(making(plan.target, overwrite=config.overwrite))
     tokenizer = stages.load_tokenizer(plan)
     data = stages.prepare_rows(plan, tokenizer) if config.dataset_name else None
     if data is not None and plan.quantizes_base:
@@ -71,10 +73,10 @@ def _run(config: RunConfig, processes: Processes, *, dry_run: bool, json: bool) 
     if plan.merges and data is not None:
         with memory.stage("merge"):
             reference = observe_reference(model, rows)
-            model, verification = merge_adapters(plan, model, methods, reference=reference, rows=rows, data=data)
+            model, verification = merge_adapters(plan.held_whole(), model, methods, reference=reference, rows=rows, data=data)
     with memory.stage("save"):
         record = stages.make_record(plan, data=data, training=result, memory=memory, verification=verification)
-        written = stages.save(plan, model, tokenizer, record, methods=methods, reference=reference, rows=rows)
+        written = stages.save(plan.held_whole(), model, tokenizer, record, methods=methods, reference=reference, rows=rows)
     stages.report(plan, result, memory)
     code = report_gate(written) if plan.merges else 0
     if json:
