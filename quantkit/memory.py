@@ -56,8 +56,10 @@ class StagePeak:
 class MemoryLog:
     """The stages of one run, in the order they ended."""
 
-    def __init__(self, stages: list[StagePeak] | None = None) -> None:
+    def __init__(self, stages: list[StagePeak] | None = None, forecast: Mapping[str, Any] | None = None) -> None:
         self.stages: list[StagePeak] = stages or []
+        self.forecast = forecast
+        """What was forecast before the first stage that loads anything (`quantkit.forecasting.measured`)."""
         self._names: list[str] = []
 
     @contextmanager
@@ -92,12 +94,13 @@ class MemoryLog:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; `from_dict` is its inverse."""
-        return {"stages": [peak.to_dict() for peak in self.stages]}
+        stages = {"stages": [peak.to_dict() for peak in self.stages]}
+        return stages if self.forecast is None else stages | {"forecast": dict(self.forecast)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read a log back from JSON data; raises `UsageError` as `QuantizationSpec.from_dict` does."""
-        return cls([StagePeak.from_dict(stage) for stage in data.get("stages", ())])
+        return cls([StagePeak.from_dict(stage) for stage in data.get("stages", ())], data.get("forecast"))
 
 
 def memory_rows(log: MemoryLog) -> tuple[list[Column], list[list[object]]]:

@@ -23,9 +23,11 @@ ADVICE = (
 class OutOfMemoryError(QuantkitError):
     """Memory ran out while training; the text says at which step, what was saved, and what needs less."""
 
-    def __init__(self, found: str, checkpoint: Path | None = None) -> None:
+    def __init__(self, found: str, checkpoint: Path | None = None, *, fits: str = ADVICE) -> None:
         goes_on = " Go on with resume_from_checkpoint=true." if checkpoint else ""
-        super().__init__(f"{found}. {ADVICE}.{goes_on}")
+        super().__init__(f"{found}. {fits}.{goes_on}")
+        self.found = found
+        """Where memory ran out, and what was saved."""
         self.checkpoint = checkpoint
         """The state after the last finished step, or the newest older one; None where there is none."""
 

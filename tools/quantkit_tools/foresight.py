@@ -1,0 +1,165 @@
+"""Will a run fit into the memory that is there? Forecast from its settings and rows, before the model is loaded.
+
+A run is refused where the forecast itself exceeds what is there, and warned about where only the upper end of its interval
+does. Refusing by the upper end would stop runs of which most end well; by the lower end, runs of which nearly all end in the
+middle, on a CPU by the kernel and without an error. A refusal costs a flag, an attempt that fails its hours.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from quantkit.console import format_bytes, say, warn
+from quantkit.errors import QuantkitError, UsageError
+from quantkit.forecasting.batches import fullest_batch
+from quantkit.forecasting.forecast import Forecast, forecast_run
+from quantkit.forecasting.learning import constants_for
+from quantkit.forecasting.measured import forecast_record
+from quantkit.forecasting.nearest import as_flags, nearest
+from quantkit.forecasting.reading import read_shape
+from quantkit.forecasting.settings import RunSettings
+from quantkit.forecasting.shape import ModelShape
+from quantkit.memory import free_bytes, own_bytes
+from quantkit.processes import world_size
+from quantkit.spec import DENSE_BITS
+from quantkit.training.shortage import OutOfMemoryError
+from quantkit_registry.store import default_root
+from quantkit_tools.planning import RunPlan
+
+if TYPE_CHECKING:
+    from quantkit.data import PreparedData
+
+
+@dataclass(frozen=True, slots=True)
+class Foresight:
+    """A run's forecast beside the memory that is there."""
+
+    forecast: Forecast
+    room_bytes: int
+    """What the run may take of its device: what is free, and what this process holds already."""
+    held_bytes: int
+    """What this process holds already, before the model is loaded."""
+
+    @property
+    def fits(self) -> bool:
+        """Return whether the forecast is no more than what is there."""
+        return self.forecast.peak_bytes <= self.room_bytes
+
+    def to_dict(self, *, forced: bool) -> dict[str, Any]:
+        """Return what the run's record keeps."""
+        refused = forced and not self.fits
+        return forecast_record(self.forecast, room_bytes=self.room_bytes, held_bytes=self.held_bytes, forced=refused)
+
+
+def foresee(run: RunPlan, data: "PreparedData") -> Foresight | None:
+    """Return the forecast of a run over its rows; None, with a word why, for models whose shape cannot be told."""
+    config = run.config
+    constants = constants_for(run.device, run.target.parent, default_root())
+    processes = world_size()
+    try:
+        shape = read_shape(config.model_name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        batch = fullest_batch(data.train, config, processes=processes)
+        settings = RunSettings.of(
+            config,
+            run.plan,
+            device=run.device,
+            arithmetic=expected_arithmetic(run, shape),
+            tokens=batch.tokens,
+            supervised=batch.supervised,
+            length=batch.longest,
+            mean_length=batch.mean_length,
+            **_split(run, processes),
+        )
+        forecast = forecast_run(shape, settings, constants)
+    except QuantkitError as error:
+        say(f"memory is not forecast for this run: {error}")
+        return None
+    held = own_bytes(run.device)
+    return Foresight(forecast, room_bytes(run.device, held=held, context_bytes=constants.cuda_context_bytes), held)
+
+
+def require_room(found: Foresight | None, *, force: bool) -> dict[str, Any] | None:
+    """Say what a run is expected to take; stop it where that is more than is there, unless it is forced.
+
+    Returns what the run's record keeps.
+
+    Raises:
+        UsageError: the forecast exceeds the memory; the text names both and the nearest settings that fit.
+    """
+    if found is None:
+        return None
+    forecast, record = found.forecast, found.to_dict(forced=force)
+    low, high = forecast.interval
+    there = f"{format_bytes(found.room_bytes)} are there"
+    expected = f"{format_bytes(forecast.peak_bytes)} ({format_bytes(low)} to {format_bytes(high)}{_coverage(forecast)})"
+    say(f"memory expected at the peak ({forecast.largest.name}): {expected}; {there}")
+    if found.fits:
+        if high > found.room_bytes:
+            warn(f"memory may not suffice: {advice(found)}")
+        return record
+    if force:
+        warn(f"memory will probably not suffice; started all the same, as force is set: {advice(found)}")
+        return record
+    raise UsageError(
+        f"memory: {expected} are expected at the peak ({forecast.largest.name}), {there}: {advice(found)}, or start all the"
+        " same with --force"
+    )
+
+
+def advice(found: Foresight, room: int | None = None) -> str:
+    """Return which settings fit into the room that is there, or a smaller one, as flags; or that none does."""
+    other = nearest(found.forecast, found.room_bytes if room is None else room)
+    if other is None:
+        return "no batch size or recomputing makes it fit; choose shorter rows (max_length) or a method that quantizes the base"
+    flags = as_flags(found.forecast.settings, other.settings)
+    return f"{flags} learns the same in {format_bytes(other.peak_bytes)}"
+
+
+@contextmanager
+def telling_what_fits(found: Foresight | None) -> Iterator[None]:
+    """Add to an error that says memory ran out which settings fit, now that this forecast is known to be too low.
+
+    Those are settings whose interval ends below what was there, and which need less than what was tried.
+    """
+    try:
+        yield
+    except OutOfMemoryError as error:
+        if found is None:
+            raise
+        forecast = found.forecast
+        room = min(round(found.room_bytes / forecast.constants.high), forecast.peak_bytes - 1)
+        raise OutOfMemoryError(error.found, error.checkpoint, fits=advice(found, room)) from None
+
+
+def expected_arithmetic(run: RunPlan, shape: ModelShape) -> str:
+    """Return the data type in which training will compute, by the rule of `quantkit.training.precision`."""
+    from quantkit.training.precision import faster_dtype
+
+    if run.config.compute_dtype != "auto":
+        return run.config.compute_dtype
+    dtype = faster_dtype(run.device)
+    if dtype == "float32" and run.device == "cpu":
+        loaded = DENSE_BITS.get(run.plan.compute_dtype, 32) // 8
+        dense = shape.dense_parameters if run.plan.spec.is_quantized else shape.parameters
+        if run.plan.adapter.kind != "NoPeft" and (4 - loaded) * dense > free_bytes("cpu") / 2:
+            return "bfloat16"
+    return dtype
+
+
+def room_bytes(device: str, *, held: int, context_bytes: int) -> int:
+    """Return what this process may take of a device in all; processes that share a CPU's memory get equal parts."""
+    if device.startswith("cuda"):
+        return free_bytes(device) + held + context_bytes  # asking a GPU makes a context on it
+    return free_bytes(device) // world_size() + held
+
+
+def _split(run: RunPlan, processes: int) -> dict[str, Any]:
+    if processes == 1:
+        return {}
+    return {"processes": processes, "strategy": "fsdp" if run.config.sharding == "fsdp2" else "ddp"}
+
+
+def _coverage(forecast: Forecast) -> str:
+    constants = forecast.constants
+    return "" if constants.coverage is None else f", {constants.coverage:.0%} of runs by {constants.runs} measured ones"
