@@ -13,6 +13,7 @@ from quantkit.methods import installed_methods
 from quantkit.processes import INTERRUPTED, Processes, together
 from quantkit_tools import stages
 from quantkit_tools.flags import parse_train_flags
+from quantkit_tools.foresight import foresee, require_room, telling_what_fits
 from quantkit_tools.merge_in_run import merge_adapters
 from quantkit_tools.planning import announce, plan_run
 from quantkit_tools.quantized_base import with_quantized_base
@@ -54,13 +55,15 @@ def _run(config: RunConfig, processes: Processes, held: ExitStack, *, dry_run: b
     if data is not None and plan.quantizes_base:
         with memory.stage("quantize base"), processes.one_first():
             plan = with_quantized_base(plan, data, tokenizer, methods)
+    foresight = None if data is None else foresee(plan, data)
+    memory.forecast = require_room(foresight, force=config.force)
     with memory.stage("load"):
         model = stages.load_trainable(plan, methods)
     result, reference = None, None
     verification: dict[str, Any] = {}
     rows = stages.compared_rows(plan, data, tokenizer)
     if data is not None:
-        with memory.stage("train"):
+        with memory.stage("train"), telling_what_fits(foresight):
             result = stages.train(plan, model, data, tokenizer)
         if result.interrupted:
             console.say(
