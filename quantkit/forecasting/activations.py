@@ -166,8 +166,8 @@ def _logits(shape: ModelShape, settings: RunSettings) -> int:
     copies = (8 if settings.compiled else 12) + (wide if wide < 4 else 0)
     if settings.logits == "all":
         return every * copies
-    if settings.logits == "chunks":
-        return every * wide + every // CHUNKS * copies
+    if settings.logits == "chunks":  # a compiled loss reads a chunk as it is and writes its gradient alone
+        return every * wide + every // CHUNKS * (wide if settings.compiled else copies)
     rows = tile_rows(shape.vocabulary)
     frozen = settings.adapter.kind != "NoPeft"
     in_place = settings.arithmetic == "float32" and frozen and settings.learnt_tokens > rows

@@ -176,7 +176,7 @@ def _frozen(shape: ModelShape, settings: RunSettings, held: str) -> dict[str, in
     layers = sum(held_bytes(spec, layer, held=held) for layer in shape.linears)
     unpacked = spec.is_quantized and spec.format in UNPACKED
     name = f"{spec.weights_dtype} weights" + (f", unpacked to {held}" if unpacked else "") if spec.is_quantized else "weights"
-    return {name: layers, "embeddings, head, norms": shape.dense_parameters * DENSE_BITS[held] // 8}
+    return {name: layers, "embeddings, head, norms": shape.dense_parameters * DENSE_BITS[settings.dense or held] // 8}
 
 
 def _adapters(settings: RunSettings, size: AdapterSize) -> dict[str, int]:

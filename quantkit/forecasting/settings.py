@@ -58,6 +58,9 @@ class RunSettings:
     """Data type of matrix products."""
     trained_dtype: str = "float32"
     """Data type of trained parameters, their gradients and optimizer states."""
+    dense: str | None = None
+    """Data type of frozen embeddings, head and norms where it is another than the rest's, as PEFT's preparation of quantized
+    models makes it; None: the same."""
     merges: bool = True
     """Whether the run folds its adapters into a float32 copy of the model at its end."""
     save_dtype: str = "bfloat16"
