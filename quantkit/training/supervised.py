@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.data.encode import IGNORED
 from quantkit.errors import QuantkitError
 from quantkit.layers import bare_model
-from quantkit.training.tiles import full_precision, tile_rows, tiled_cross_entropy, vocabulary
+from quantkit.training.tiles import full_precision, summed_cross_entropy, tile_rows, tiled_cross_entropy, vocabulary
 
 if TYPE_CHECKING:
     from quantkit.training.tiles import Tail
@@ -60,7 +60,7 @@ def supervised_positions_only(head: Any, labels: Any, tail: "Tail | None" = None
         if kept.hidden is not None:  # a tile of the loss
             return arguments
         hidden, *rest = arguments
-        states = hidden[:, :-1][chosen]
+        states = hidden[:, :-1][chosen.to(hidden.device)]
         if tail is not None and len(states) > tile_rows(vocabulary(head)):
             kept.hidden, states = states, states[:1]
         return (states.unsqueeze(0), *rest)
@@ -81,8 +81,6 @@ def supervised_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None, *
     Raises:
         QuantkitError: the model did not pass its hidden states through the head once, as they came.
     """
-    import torch
-
     chosen = labels[:, 1:] != IGNORED
     targets = labels[:, 1:][chosen]
     logits = outputs.logits
@@ -94,8 +92,8 @@ def supervised_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None, *
             " loss_positions to all"
         )
     if kept is not None and kept.hidden is not None and kept.tail is not None:
-        total = tiled_cross_entropy(kept.head, kept.tail, kept.hidden, targets)
+        total = tiled_cross_entropy(kept.head, kept.tail, kept.hidden, targets.to(kept.hidden.device))
     else:
-        scored = logits[:, :-1][chosen] if found == tuple(labels.shape) else logits[0]
-        total = torch.nn.functional.cross_entropy(full_precision(scored), targets, reduction="sum")
-    return total / (max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch)
+        scored = logits[:, :-1][chosen.to(logits.device)] if found == tuple(labels.shape) else logits[0]
+        total = summed_cross_entropy(full_precision(scored), targets.to(scored.device))
+    return total.to(labels.device) / (max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch)

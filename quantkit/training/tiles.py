@@ -63,7 +63,7 @@ def logits_tail(model: Any, head: Any, *, token_id: int, device: str) -> Tail | 
     finally:
         handle.remove()
     tails = known_tails(model.config) if len(seen) == 1 else []
-    return next((tail for tail in tails if torch.equal(tail(seen[0]), logits)), None)
+    return next((tail for tail in tails if torch.equal(tail(seen[0]).to(logits.device), logits)), None)
 
 
 def full_precision(logits: Any) -> Any:
@@ -71,6 +71,34 @@ def full_precision(logits: Any) -> Any:
     import torch
 
     return logits if logits.dtype is torch.float64 else logits.float()
+
+
+def summed_cross_entropy(logits: Any, targets: Any) -> Any:
+    """Return the sum of the cross entropy of logits [positions, vocabulary], float32 or float64, against targets [positions].
+
+    On a CPU `torch.nn.functional.cross_entropy` adds up the exponentials of a vocabulary one after another: at 49,152 every
+    loss is 1e-6 nats too low and the gradients of a model are 2e-5 off. A plain sum halves its terms: 1e-8 and 3e-6.
+    """
+    import torch
+
+    class Summed(torch.autograd.Function):
+        """Keeps the logits and the logarithm of each sum."""
+
+        @staticmethod
+        def forward(context: Any, scored: Any) -> Any:
+            logarithms = torch.logsumexp(scored, 1, keepdim=True)
+            context.save_for_backward(scored, logarithms)
+            return (logarithms - scored.gather(1, targets[:, None])).sum()
+
+        @staticmethod
+        def backward(context: Any, *outer: Any) -> Any:
+            scored, logarithms = context.saved_tensors
+            gradient = (scored - logarithms).exp_()
+            gradient.scatter_add_(1, targets[:, None], torch.full_like(logarithms, -1.0))
+            return gradient.mul_(outer[0])
+
+    apply: Any = Summed.apply
+    return apply(logits)
 
 
 def tiled_cross_entropy(head: Any, tail: Tail, hidden: Any, targets: Any) -> Any:
@@ -107,7 +135,7 @@ def tiled_cross_entropy(head: Any, tail: Tail, hidden: Any, targets: Any) -> Any
                 with torch.set_grad_enabled(any(wanted)):
                     tile = states[part].detach().requires_grad_(wanted[0])
                     scored = full_precision(tail(head(tile.unsqueeze(0)))[0])
-                    loss = torch.nn.functional.cross_entropy(scored, targets[part], reduction="sum")
+                    loss = summed_cross_entropy(scored, targets[part])
                     del scored
                 total += loss.detach()
                 inputs = [tile, *weights] if wanted[0] else [*weights]

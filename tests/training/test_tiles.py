@@ -121,3 +121,19 @@ def test_what_a_model_does_to_its_logits_is_found_by_running_it_or_not_at_all() 
     model.forward = lambda **_: 1 / 0
     assert logits_tail(model, head, token_id=5, device="cpu") is None
     assert not head._forward_hooks
+
+
+def test_the_loss_over_a_large_vocabulary_is_nearer_to_float64_than_torch_s() -> None:
+    generator = torch.Generator().manual_seed(0)
+    exact = (torch.randn(24, 49_152, generator=generator, dtype=torch.float64) * 2.5).float().double().requires_grad_()
+    targets = torch.randint(49_152, (24,), generator=generator)
+    expected = torch.nn.functional.cross_entropy(exact, targets, reduction="sum")
+    torch.testing.assert_close(tiles.summed_cross_entropy(exact, targets), expected, rtol=1e-12, atol=0)
+    (gradient,) = torch.autograd.grad(3 * tiles.summed_cross_entropy(exact, targets), exact)
+    (theirs,) = torch.autograd.grad(3 * expected, exact)
+    torch.testing.assert_close(gradient, theirs, rtol=1e-9, atol=1e-15)
+    single = exact.detach().float().requires_grad_()
+    loss = tiles.summed_cross_entropy(single, targets)
+    assert abs(float(loss - expected)) < 2e-7 * float(expected)
+    (gradient,) = torch.autograd.grad(3 * loss, single)
+    assert float((gradient - theirs).norm() / theirs.norm()) < 3e-7
