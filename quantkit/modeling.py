@@ -22,6 +22,7 @@ from quantkit.bases import as_stored, stored_format, stored_kwargs, with_packed_
 from quantkit.calibration import Calibration, QuantizationWork
 from quantkit.environment import quiet_libraries
 from quantkit.errors import UsageError, VerificationError
+from quantkit.headers import refuse_links_out
 from quantkit.layers import linear_layers
 from quantkit.measure import MEASURED, check_model, loaded_spec
 from quantkit.methods import Methods
@@ -249,8 +250,9 @@ def _with_adapter(model: Any, path: str) -> Any:
 
 
 def refuse_missing_folder(path: str) -> None:
-    """Refuse what is meant as a local folder and is none; hub ids pass."""
-    if Path(path).expanduser().is_dir():
+    """Refuse what is meant as a local folder and is none, and a folder with links that lead out of it; hub ids pass."""
+    if (folder := Path(path).expanduser()).is_dir():
+        refuse_links_out(folder)
         return
     if Path(path).is_file():
         raise UsageError(f"{path}: a file; a model is a folder with config.json, or a hub id")

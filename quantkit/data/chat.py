@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.data.findings import RowError
+from quantkit.data.template_trial import fault_of_template
 from quantkit.data.turns import Message
 from quantkit.errors import UsageError
 
@@ -90,8 +91,9 @@ class ChatFormat:
                 add_generation_prompt=ask,
                 **TEMPLATE_SETTINGS,
             )
-        except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
-            raise RowError(f"the chat template refuses the row: {error}", reason="refused by the chat template") from None
+        except (TemplateError, TypeError, LookupError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise RowError(f"the chat template refuses the row: {said}", reason="refused by the chat template") from None
         return str(text)
 
     def control_token_in(self, text: str) -> str:
@@ -153,7 +155,10 @@ class ChatFormat:
     def _template(self) -> str:
         try:
             if self.tokenizer.chat_template:
-                return str(self.tokenizer.get_chat_template())
+                template = str(self.tokenizer.get_chat_template())
+                if fault := fault_of_template(template):
+                    raise UsageError(f"the tokenizer's chat template is not rendered: {fault}")
+                return template
         except ValueError as error:
             raise UsageError(f"the tokenizer's chat templates cannot be used: {str(error).splitlines()[0]}") from None
         self.notes.append(

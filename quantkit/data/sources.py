@@ -25,6 +25,7 @@ from quantkit.data.hub import hub_rows
 from quantkit.data.readers import READERS, Part, read_file
 from quantkit.data.tasks import DATASETS, DatasetInfo
 from quantkit.errors import UsageError, did_you_mean
+from quantkit.headers.plain import refuse_links_out
 
 HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<subset>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "validation": "validation"}
@@ -162,8 +163,12 @@ def split_files(folder: Path) -> dict[str, list[Path]]:
     """Sort a folder's row files into train, validation and test by the words in their names (or their folders' names).
 
     Files that name no split belong to train.
+
+    Raises:
+        UsageError: the folder holds a link that leads out of it.
     """
     found: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
+    refuse_links_out(folder)
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if path.suffix.lower() in READERS and path.is_file() and not any(part.startswith(".") for part in inside.parts):

@@ -61,7 +61,7 @@ def judge_trials(trials: list[Trial]) -> list[Finding]:
 
 def _run_process(names: list[str], time_limit_s: float) -> tuple[list[Trial], str]:
     """Return the trials that ended, and why the next one did not."""
-    command = [sys.executable, "-m", "quantkit.doctor.trials", *names]
+    command = [sys.executable, "-P", "-m", "quantkit.doctor.trials", *names]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=time_limit_s, check=False)
         output, why = done.stdout, f"the process died with code {done.returncode}: {_last_line(done.stderr)}"

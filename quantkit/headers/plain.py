@@ -5,6 +5,7 @@ walks the result fails far from the cause.
 """
 
 import math
+import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -64,14 +65,34 @@ def file_inside(folder: Path, name: str, *, where: str) -> Path:
     absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or PureWindowsPath(name).root
     if not name or absolute or ".." in parts or "\\" in name or not name.isprintable():
         raise UsageError(f"{where}: the file name {name!r} points outside the folder; plain relative names are allowed")
-    root = folder.resolve()
-    target = (root / name).resolve()
-    allowed = [root]
-    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
-        allowed.append(root.parent.parent / "blobs")
-    if not any(target.is_relative_to(place) for place in allowed):
-        raise UsageError(f"{where}: {name!r} leads to {target}, outside {root}")
+    target = (folder.resolve() / name).resolve()
+    if not any(target.is_relative_to(place) for place in _inside(folder)):
+        raise UsageError(f"{where}: {name!r} leads to {target}, outside {folder.resolve()}")
     return target
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Refuse a folder that holds a link to a file or folder outside it.
+
+    Raises:
+        UsageError: names the link and where it leads.
+    """
+    allowed = _inside(folder)
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in allowed):
+                raise UsageError(
+                    f"{path}: a link to {path.resolve()}, outside the folder; what comes in a folder is read from inside"
+                    " it only. Put the file itself there"
+                )
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Return the folders that count as inside."""
+    root = folder.resolve()
+    cached = root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--")
+    return [root, root.parent.parent / "blobs"] if cached else [root]
 
 
 def _kind(data: Any) -> str:

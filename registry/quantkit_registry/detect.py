@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantkit.errors import QuantkitError, UsageError, VerificationError
-from quantkit.headers import StoredWeights, read_object, read_stored_weights
+from quantkit.headers import StoredWeights, read_object, read_stored_weights, refuse_links_out
 from quantkit.plan import QuantizationPlan
 from quantkit.spec import QuantizationSpec, QuantMethod
 from quantkit_registry import study
@@ -99,6 +99,8 @@ def detect(
 def _detect_local(
     folder: Path, path: str, claims: Mapping[str, str], explicit: str | None, revision: str | None, *, weights: bool
 ) -> Detection:
+    if folder.is_dir():
+        refuse_links_out(folder)
     said = (("explicit choice", f"method {explicit}"),) if explicit else ()
     hint = hint_of(Path(path).name)
     last = (("name", hint),) if hint else ()

