@@ -103,6 +103,8 @@ def base_shown(record: Mapping[str, Any]) -> str:
 
 def summary(record: Mapping[str, Any]) -> str:
     """Return what the artifact is, in two or three sentences."""
+    if export := (record.get("verification") or {}).get("export"):
+        return _exported(record, export)
     recipe, merge, base = record["recipe"], record.get("merge"), f"`{base_shown(record)}`"
     spec, stored = (QuantizationSpec.from_dict(item) for item in (recipe["spec"], record["quantization"]))
     trained_on = (
@@ -135,6 +137,20 @@ def summary(record: Mapping[str, Any]) -> str:
     else:
         text = f"A snapshot of {base}, not trained, stored as {describe(stored)}."
     return text
+
+
+def _exported(record: Mapping[str, Any], export: Mapping[str, Any]) -> str:
+    """Return what an exported model is: the same one in another layout, or how far from it."""
+    parents, stored = record.get("parents") or [], QuantizationSpec.from_dict(record["quantization"])
+    source = f"`{parents[0]['name'] if parents else base_shown(record)}`, which holds {export['from']} weights"
+    if export["step"] == "repack":
+        return f"{source}, in the layout of {stored.format}: the same codes, scales and zero points, compared bit for bit."
+    if export["outcome"] == "exact":
+        return f"{source}, stored as {describe(stored)}: the weights that it computes with, and the same logits, bit for bit."
+    return (
+        f"{source}, stored as {describe(stored)}. **It is not the same model**: weights are rounded to this data type, or"
+        f" activations are no longer rounded; mean KL {export['compared_with_source']['mean_kl']:.2g} nats from it."
+    )
 
 
 def describe(spec: QuantizationSpec) -> str:

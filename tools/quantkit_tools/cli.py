@@ -11,6 +11,7 @@ VERBS = {
     "preflight": "what is wrong with a run's data, before any weights are read",
     "quantize": "make a finished model small, judged against its source",
     "merge": "fold a kept adapter into its base, and say what that cost",
+    "export": "can this be served or had in that format, exactly or not; made where it is exact",
     "evaluate": "detect, load and score artifacts",
     "sweep": "methods x adapters x merges x seeds from one file, to one report",
     "audit": "what in these results cannot be believed, and why",

@@ -1,0 +1,236 @@
+"""How does an export come to be, and how is it known to be the same model?
+
+The source is run on fixed token ids, the result is written into a temporary folder, loaded as anyone would load it, and run on
+the same ids; only then does it get its name. An export that is called exact must give the same logits bit for bit, computed in
+the same data type; weights and codes are compared besides.
+"""
+
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit import console
+from quantkit.errors import UsageError, VerificationError
+from quantkit.exporting import Answer, missing
+from quantkit.fidelity import Fidelity, compare_logits, probe_logits
+from quantkit.files import artifact_hash, new_folder, refuse_existing, write_text
+from quantkit.memory import free_bytes
+from quantkit.methods import Methods
+from quantkit.plan import AdapterPlan, QuantizationPlan, Stage
+from quantkit.saving import CARD, SPARE_BYTES, finish_written, require_space, save_artifact
+from quantkit_registry.store import Registry
+from quantkit_tools.export_naming import dense_dtype, new_record, new_spec, planned_name, source_spec
+from quantkit_tools.merge_check import load_plainly
+from quantkit_tools.opening import Opened, open_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantkit_tools.export import Asked
+
+ROWS, LENGTH = 4, 64
+"""Token ids that source and result are run on: rows, and ids in each."""
+ROOM = {False: 2.5, True: 10.0}
+"""Free memory wanted, as a multiple of the source's files: 16-bit weights double in float32, 4-bit ones grow eightfold."""
+LARGEST_MEAN_KL = 0.05
+"""Mean KL divergence in nats from the source above which even an export that is called lossy is not kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """One export that is being made."""
+
+    asked: "Asked"
+    answer: Answer
+    opened: Opened
+    target: Path
+    methods: Methods
+
+    @property
+    def source(self) -> Path:
+        """Return the source's folder."""
+        return Path(self.opened.source.path)
+
+    @property
+    def trust(self) -> bool:
+        """Return whether code that comes with a checkpoint may run."""
+        return self.asked.flags.trust_remote_code
+
+    def record(self, **verification: Any) -> dict[str, Any]:
+        """Return the record of what is written."""
+        return new_record(self.asked, artifact=artifact_hash(self.source), verification=verification)
+
+    def load(self, dtype: str) -> Any:
+        """Return the source as its layers compute in `dtype`, measured."""
+        from quantkit.modeling import load_base
+
+        spec = source_spec(self.asked)
+        plan = QuantizationPlan(
+            method=spec.method, stage=Stage.BASE, spec=spec, adapter=AdapterPlan(kind="NoPeft"), compute_dtype=dtype
+        )
+        return load_base(str(self.source), plan=plan, methods=self.methods, device="cpu", trust_remote_code=self.trust)
+
+    def load_written(self, folder: Path) -> Any:
+        """Return what was written, loaded as anyone would load it."""
+        return load_plainly(folder, new_spec(self.asked), self.methods, device="cpu", trust_remote_code=self.trust)
+
+
+def make(asked: "Asked", answer: Answer, methods: Methods) -> dict[str, Any]:
+    """Write what was asked for; return where it is and how it was checked.
+
+    Raises:
+        UsageError: the target exists, memory is short, or the weights do not fit the format.
+        VerificationError: what was written is another model than its source; nothing is kept.
+    """
+    opened, target = _open(asked, methods), planned_name(asked)[1]
+    export = Export(asked=asked, answer=answer, opened=opened, target=target, methods=methods)
+    refuse_existing(target, overwrite=asked.flags.overwrite)
+    _require_memory(export.source, quantized=opened.source.spec.is_quantized)
+    checked = {"repack": _repack, "dequantize": _dequantize, "convert": _convert}[answer.step](export)
+    console.say(f"artifact: {target}", style="bold")
+    console.say(f"checked: {', '.join(f'{name.replace(chr(95), chr(32))} {value}' for name, value in checked.items())}")
+    return {"artifact": str(target), "name": target.name, "written": True, "checked": checked}
+
+
+def check_as_it_is(asked: "Asked", answer: Answer, methods: Methods) -> dict[str, Any]:
+    """Load a folder that needs no export, where transformers is the target; return what was seen. Nothing is written."""
+    if asked.flags.to != "transformers" or asked.detection.kind == "adapter" or asked.holding.stored is None:
+        console.say("nothing was written: it is read as it stands")
+        return {"artifact": asked.detection.path, "written": False}
+    if asked.holding.stored.kind == "gguf":
+        console.say("nothing was written: it is read as it stands, with gguf_file=")
+        return {"artifact": asked.detection.path, "written": False}
+    opened = _open(asked, methods)
+    _require_memory(Path(opened.source.path), quantized=opened.source.spec.is_quantized)
+    trust = asked.flags.trust_remote_code
+    model = load_plainly(Path(opened.source.path), opened.source.spec, methods, device="cpu", trust_remote_code=trust)
+    logits = probe_logits(model, probe_rows(model))
+    if not bool(logits.isfinite().all()):
+        raise VerificationError(f"{asked.holding.name} loads, and gives logits that are not finite")
+    lacking = missing(answer.needs)
+    reader = f"quantkit's own reader loads it (transformers wants {', '.join(lacking)})" if lacking else "it loads as it stands"
+    console.say(f"nothing was written: {reader}, and its logits on {logits.shape[0]} tokens are finite")
+    return {"artifact": opened.source.path, "written": False, "tokens": logits.shape[0]}
+
+
+def probe_rows(model: Any) -> list[list[int]]:
+    """Return the fixed token ids that models are compared on: spread over the vocabulary, the same in every run."""
+    size = int(model.get_input_embeddings().weight.shape[0])
+    return [[(row * 7919 + column * 104729) % size for column in range(1, LENGTH + 1)] for row in range(ROWS)]
+
+
+def _repack(export: Export) -> dict[str, Any]:
+    from quantkit.exporting.grids import read_grids, repack_model, require_equal
+    from quantkit.modeling import load_tokenizer
+
+    asked, checked = export.asked, dict[str, Any]()
+    model = export.load(dense_dtype(asked))
+    layers = read_grids(export.source, model)
+    reference = probe_logits(model, rows := probe_rows(model))
+    options = asked.detection.record.recipe.options if asked.detection.record else {}
+    model = repack_model(model, layers, asked.target, options)
+
+    def verify(folder: Path) -> Mapping[str, Any]:
+        again = export.load_written(folder)
+        fidelity = _compared(export.answer, reference, probe_logits(again, rows))
+        codes = require_equal(layers, read_grids(folder, again))
+        checked.update(equal_codes=codes, max_logit_difference=fidelity.max_abs_logit_difference)
+        return {"export": _said(export, fidelity) | {"equal_codes": codes}}
+
+    tokenizer = load_tokenizer(export.opened.tokenizer, trust_remote_code=export.trust)
+    overwrite = asked.flags.overwrite
+    save_artifact(export.target, model=model, tokenizer=tokenizer, record=export.record(), verify=verify, overwrite=overwrite)
+    return checked
+
+
+def _dequantize(export: Export) -> dict[str, Any]:
+    from quantkit.exporting.dequantize import write_dense
+
+    dtype, checked = dense_dtype(export.asked), dict[str, Any]()
+    with new_folder(export.target, overwrite=export.asked.flags.overwrite) as folder:
+        counts = write_dense(export.source, folder, dtype=dtype, trust_remote_code=export.trust)
+        model = export.load(dtype)
+        reference = probe_logits(model, rows := probe_rows(model))
+        del model
+        gc.collect()
+
+        def verify(written: Path) -> Mapping[str, Any]:
+            fidelity = _compared(export.answer, reference, probe_logits(export.load_written(written), rows))
+            checked.update(counts | {"max_logit_difference": fidelity.max_abs_logit_difference, "mean_kl": fidelity.mean_kl})
+            return {"export": _said(export, fidelity) | counts}
+
+        finish_written(folder, export.record(), verify=verify)
+    return checked
+
+
+def _convert(export: Export) -> dict[str, Any]:
+    from quantkit.exporting.convert import LARGEST_LOGIT_GAP, convert, find_converter, load_gguf, require_equal_weights
+
+    command = find_converter(export.asked.flags.converter)
+    require_space(export.target.parent, 2 * _size(export.source) + SPARE_BYTES)
+    with new_folder(export.target, overwrite=export.asked.flags.overwrite) as folder:
+        path = folder / f"{export.target.name}.gguf"
+        convert(command, export.source, path, dtype=export.opened.source.spec.weights_dtype)
+        model, again = export.load("float32"), load_gguf(path)
+        weights = require_equal_weights(model, again)
+        rows = probe_rows(model)
+        fidelity = compare_logits(probe_logits(model, rows), probe_logits(again, rows))
+        if fidelity.max_abs_logit_difference > LARGEST_LOGIT_GAP:
+            raise VerificationError(f"the GGUF file holds the same weights and computes something else: {fidelity}")
+        del model, again
+        said = _said(export, fidelity) | {"equal_weights": weights, "converter": Path(command[-1]).name}
+        record = finish_written(folder, export.record(export=said))
+        write_text(folder / CARD, _gguf_card(record, path.name, fidelity))
+    return {"equal_weights": weights, "max_logit_difference": fidelity.max_abs_logit_difference}
+
+
+def _compared(answer: Answer, reference: "Tensor", logits: "Tensor") -> Fidelity:
+    fidelity = compare_logits(reference, logits)
+    if answer.outcome == "exact" and fidelity.max_abs_logit_difference > 0:
+        raise VerificationError(f"the export was to be exact and is not: {fidelity}; nothing was written")
+    if fidelity.mean_kl > LARGEST_MEAN_KL:
+        raise VerificationError(f"the export is too far from its source: {fidelity}; nothing was written")
+    return fidelity
+
+
+def _said(export: Export, fidelity: Fidelity) -> dict[str, Any]:
+    """Return what the record keeps of the export."""
+    source = export.opened.source.spec
+    return {
+        "outcome": export.answer.outcome,
+        "step": export.answer.step,
+        "from": f"{source.weights_dtype} ({source.format})",
+        "compared_with_source": fidelity.to_dict(),
+    }
+
+
+def _open(asked: "Asked", methods: Methods) -> Opened:
+    trust = asked.flags.trust_remote_code
+    return open_path(asked.detection.path, methods, registry=Registry(None), device="cpu", trust_remote_code=trust)
+
+
+def _require_memory(source: Path, *, quantized: bool) -> None:
+    needed = int(_size(source) * ROOM[quantized])
+    if (free := free_bytes("cpu")) < needed:
+        raise UsageError(
+            f"{source}: comparing source and result needs {console.format_bytes(needed)} of memory,"
+            f" {console.format_bytes(free)} are free; nothing is exported that was not compared"
+        )
+
+
+def _size(source: Path) -> int:
+    return sum(path.stat().st_size for path in source.glob("*.safetensors"))
+
+
+def _gguf_card(record: Mapping[str, Any], file: str, fidelity: Fidelity) -> str:
+    from quantkit.card import front_matter
+
+    parent = record["parents"][0]["name"] if record["parents"] else Path(record["base"]["name_or_path"]).name
+    dtype = record["quantization"]["weights_dtype"]
+    return (
+        f"{front_matter(record)}\n\n# {record['name']}\n\n`{parent}` as a GGUF file, in {dtype}: the same weights, bit for bit;"
+        f" read back by transformers and compared with it in float32 ({fidelity}).\n\n## How to load it\n\n"
+        f"```bash\nllama-cli -m {file}\n```\n\nThe same facts, for programs: `quantization_metadata.json`.\n"
+    )
