@@ -28,7 +28,7 @@ WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
     | {"name_settings", "sharding"}
 )
 """Fields that two runs may differ in and still give the same weights; the fingerprint leaves them out."""
-NOT_IN_NAMES = WITHOUT_EFFECT_ON_WEIGHTS | {"method_options", "trust_remote_code", "device", "revision"}
+NOT_IN_NAMES = WITHOUT_EFFECT_ON_WEIGHTS | {"method_options", "trust_remote_code", "device", "device_map", "revision"}
 """Fields that `name_settings` cannot list."""
 
 
@@ -157,6 +157,8 @@ class RunConfig:
     whether bfloat16 is faster for its matrix products."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
+    device_map: Mapping[str, int | str] | str | None = None
+    """Spread a 16-bit base over the GPUs of one process: auto, balanced, balanced_low_0, sequential, or module → device."""
     sharding: Literal["none", "fsdp2"] = "none"
     """What each of several processes holds of the base: a copy, or, with fsdp2, a part of its frozen weights."""
     output_dir: str = "artifacts"
@@ -171,6 +173,8 @@ class RunConfig:
             value = _loosened(item.name, getattr(self, item.name))
             object.__setattr__(self, item.name, check_value(type(self), item.name, value, where="settings"))
         object.__setattr__(self, "method_options", dict(self.method_options))
+        if isinstance(self.device_map, Mapping):
+            object.__setattr__(self, "device_map", dict(self.device_map))
         for name, (holds, wanted) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not holds(value):
@@ -270,6 +274,15 @@ def _loosened(name: str, value: Any) -> Any:
     if name.endswith("_dtype") and isinstance(value, str):
         word = value.removeprefix("torch.")
         return {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}.get(word, word)
+    if name == "device_map" and isinstance(value, str) and value.lstrip().startswith("{"):
+        value = _json_object(name, value)
     if name == "resume_from_checkpoint" and isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     return str(value) if hasattr(value, "__fspath__") else value
+
+
+def _json_object(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"settings: {name} is {text!r}, which is no JSON object: {error}") from None

@@ -6,7 +6,7 @@ the spec. `AutoModelForCausalLM.from_pretrained` alone initializes missing weigh
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from quantkit.headers import refuse_links_out
 from quantkit.layers import linear_layers
 from quantkit.measure import MEASURED, check_model, loaded_spec
 from quantkit.methods import Methods
+from quantkit.placement import check_placed, placement
 from quantkit.plan import QuantizationPlan
 from quantkit.processes import local_rank, world_size
 from quantkit.spec import DENSE_BITS, QuantizationSpec
@@ -132,10 +133,12 @@ def load_base(
     trust_remote_code: bool = False,
     calibration: Calibration | None = None,
     work: QuantizationWork | None = None,
+    device_map: Mapping[str, int | str] | str | None = None,
 ) -> Any:
     """Return the base of a run as its plan wants it: loaded, quantized and measured; in eval mode.
 
-    A folder whose weights are quantized already is taken as it is, dequantized where adapters need it.
+    A folder whose weights are quantized already is taken as it is, dequantized where adapters need it. A dense base can be
+    spread over several devices by `device_map` (`quantkit.placement`).
 
     Raises:
         UsageError: the folder or hub id holds no loadable model, or the method wants calibration data and has none.
@@ -143,7 +146,9 @@ def load_base(
     """
     stored = stored_format(path) is not None
     extra = stored_kwargs(path) if stored else methods.load_kwargs(plan)
+    extra["device_map"] = placement(device_map, device)
     model = _load(path, dtype=plan.compute_dtype, device=device, revision=revision, trust=trust_remote_code, extra=extra)
+    check_placed(model, device)
     model = as_stored(model, path, plan.compute_dtype) if stored else methods.quantize_model(plan, model, calibration, work)
     return _settled(model, loaded_spec(plan), path)
 
@@ -158,21 +163,15 @@ def load_source(source: ModelSource, methods: Methods, *, device: str, trust_rem
     path = source.path if source.kind == "model" else source.base
     if path is None:
         raise UsageError(f"{source.path}: the adapter names no base model; pass the base it was trained on")
+    load: dict[str, Any] = {"device": device, "revision": source.revision}
     if source.plan is not None:
         _refuse_contradiction(source.plan.spec, source)
-        model = load_base(
-            path,
-            plan=source.plan,
-            methods=methods,
-            device=device,
-            revision=source.revision,
-            trust_remote_code=trust_remote_code,
-        )
+        model = load_base(path, plan=source.plan, methods=methods, trust_remote_code=trust_remote_code, **load)
     else:
         adapted = source.kind == "adapter"
         dtype = source.spec.lm_head_dtype if adapted else "auto"
         extra = stored_kwargs(path) if adapted and stored_format(path) else {}
-        model = _load(path, dtype=dtype, device=device, revision=source.revision, trust=trust_remote_code, extra=extra)
+        model = _load(path, dtype=dtype, trust=trust_remote_code, extra=extra, **load)
         model = as_stored(model, path, dtype) if adapted else with_packed_layers(model, path)
         model = _settled(model, source.spec, path)
     return model if source.kind == "model" else _with_adapter(model, source.path)
@@ -194,10 +193,9 @@ def _load(path: str, *, dtype: str, device: str, revision: str | None, trust: bo
                 revision=revision,
                 trust_remote_code=trust,
                 dtype=dtype,
-                device_map={"": device},
                 use_safetensors=True,
                 output_loading_info=True,
-                **extra,
+                **({"device_map": {"": device}} | extra),
             )
     lacking = sorted([*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])])
     if lacking:

@@ -17,6 +17,8 @@ def _not_negative(value: float) -> bool:
     return 0 <= value < math.inf
 
 
+MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Ways to spread a model over devices that transformers knows by name."""
 RANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "model_name_or_path": (bool, "a folder or a hub id"),
     "trunc_train": (_positive, "a positive number of rows or None"),
@@ -40,5 +42,6 @@ RANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "save_steps": (_not_negative, "0 or more"),
     "save_total_limit": (_positive, "at least 1"),
     "output_dir": (bool, "a folder"),
+    "device_map": (lambda value: value in MAPS or isinstance(value, dict), f"{', '.join(MAPS)}, or module names with devices"),
 }
-NUMBERS = frozenset(name for name in RANGES if name not in ("model_name_or_path", "target_modules", "output_dir"))
+NUMBERS = frozenset(name for name in RANGES if name not in ("model_name_or_path", "target_modules", "output_dir", "device_map"))

@@ -37,9 +37,13 @@ def mlps_recomputed(model: Any, *, wanted: bool = True, notice: bool = True) -> 
 
         return forward
 
-    found = [module for module in mlps(model) if "forward" not in vars(module)] if wanted else []
+    whole = mlps(model) if wanted else []
+    found = [module for module in whole if "forward" not in vars(module)]
     if wanted and notice and not found:
-        say("recompute selective is off for this model: its decoder blocks have no module for the MLP alone; full works")
+        reason = "the forward pass of its MLPs is another library's (device_map)"
+        if not whole:
+            reason = "its decoder blocks have no module for the MLP alone"
+        say(f"recompute selective is off for this model: {reason}; full works")
     for module in found:
         module.forward = again(module)
     try:

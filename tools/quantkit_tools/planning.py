@@ -12,6 +12,7 @@ from quantkit.config import RunConfig
 from quantkit.console import table, warn
 from quantkit.errors import UsageError
 from quantkit.methods import Methods, require_usable
+from quantkit.placement import check_placement
 from quantkit.plan import PlanContext, QuantizationPlan
 from quantkit.spec import DENSE_BITS, QuantizationSpec
 from quantkit.starts import check_start
@@ -77,6 +78,10 @@ class RunPlan:
         """Commit, tag or branch of the base; None for a folder."""
         return None if self.parents else self.config.revision
 
+    def held_whole(self) -> "RunPlan":
+        """Return the run as it is before and after training: where GPUs hold parts of the model, the CPU holds it whole."""
+        return replace(self, device="cpu") if self.config.sharding == "fsdp2" else self
+
     def on_base(self, folder: str, parent: Parent) -> "RunPlan":
         """Return the run on a base that was quantized for it."""
         return replace(self, base=folder, parents=(parent,))
@@ -133,6 +138,7 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
     )
     plan = methods.plan(config.quant_method, config.method_options, context)
     original = context.model_config.get("quantization_config") is None
+    check_placement(config, device, quantized=plan.spec.is_quantized or not original)
     if plan.adapter.kind != "NoPeft":
         resolve_targets(skeleton.model, plan.adapter.target_modules)
     quantizes_base = trains and plan.spec.is_quantized and not methods.load_kwargs(plan)
