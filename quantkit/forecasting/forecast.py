@@ -13,6 +13,7 @@ from quantkit.forecasting.activations import Activations, activations
 from quantkit.forecasting.adapters import AdapterSize, adapter_size
 from quantkit.forecasting.constants import CONSTANTS, Constants
 from quantkit.forecasting.optimizers import optimizer_states
+from quantkit.forecasting.parallel import described, of_each_device
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
 from quantkit.forecasting.storage import UNPACKED, held_bytes, stored_bytes
@@ -151,17 +152,38 @@ def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants 
     if settings.merges:
         moments.append(Moment("merge", _merging(shape)))
         moments.append(Moment("save", _saving(shape, settings)))
+    found, devices = _per_device(moments, shape, settings, weights)
     offloaded = kept.kept(settings.with_changes(offload=False), shape.blocks) if settings.offload else 0
     return Forecast(
         shape=shape,
         settings=settings,
         constants=constants,
-        moments=tuple(moments),
+        moments=tuple(found),
         trained_parameters=size.trained,
         host_bytes=offloaded + (state_bytes if states.paged and settings.device != "cpu" else 0),
         disk_bytes=_disk(shape, settings, size) + 4 * size.trained + state_bytes,
         notes=tuple(notes),
+        devices=devices,
     )
+
+
+def _per_device(
+    moments: list[Moment], shape: ModelShape, settings: RunSettings, weights: Mapping[str, int]
+) -> tuple[list[Moment], tuple[Mapping[str, Any], ...]]:
+    """Return the moments on the fullest of the devices, and the peak of a step on each of them."""
+    if settings.strategy == "single":
+        return moments, ()
+    in_step = STEP[1:]
+    each = {item.name: of_each_device(item.items, shape, settings, weights) for item in moments if item.name in in_step}
+    fullest = [
+        Moment(item.name, max(each[item.name], key=lambda items: sum(items.values()))) if item.name in each else item
+        for item in moments
+    ]
+    peaks = []
+    for number in range(settings.processes):
+        name = max(in_step, key=lambda moment: sum(each[moment][number].values()))
+        peaks.append(each[name][number])
+    return fullest, described(peaks)
 
 
 def held_weights(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
