@@ -48,7 +48,7 @@ class Forecast:
     """In the order of the run; items are counted, without libraries and allocators."""
     trained_parameters: int
     host_bytes: int
-    """On the CPU beside a GPU: paged optimizer states, offloaded activations."""
+    """On the CPU beside GPUs: paged optimizer states, offloaded activations, what is loaded there to be split."""
     disk_bytes: int
     """What the run writes: its artifact, and one checkpoint while it trains."""
     notes: tuple[str, ...] = ()
@@ -160,7 +160,7 @@ def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants 
         constants=constants,
         moments=tuple(found),
         trained_parameters=size.trained,
-        host_bytes=offloaded + (state_bytes if states.paged and settings.device != "cpu" else 0),
+        host_bytes=0 if settings.device == "cpu" else _host(settings, loaded, offloaded, state_bytes if states.paged else 0),
         disk_bytes=_disk(shape, settings, size) + 4 * size.trained + state_bytes,
         notes=tuple(notes),
         devices=devices,
@@ -173,15 +173,17 @@ def _per_device(
     """Return the moments on the fullest of the devices, and the peak of a step on each of them."""
     if settings.strategy == "single":
         return moments, ()
-    in_step = STEP[1:]
-    each = {item.name: of_each_device(item.items, shape, settings, weights) for item in moments if item.name in in_step}
+    if settings.strategy == "fsdp" and settings.device != "cpu":  # each process loads the whole base on the CPU
+        moments = [Moment(item.name, {}) if item.name in ("load", "start") else item for item in moments]
+    mapped = ("load", *STEP) if settings.strategy == "device_map" else STEP[1:]
+    each = {item.name: of_each_device(item.items, shape, settings, weights) for item in moments if item.name in mapped}
     fullest = [
         Moment(item.name, max(each[item.name], key=lambda items: sum(items.values()))) if item.name in each else item
         for item in moments
     ]
     peaks = []
     for number in range(settings.processes):
-        name = max(in_step, key=lambda moment: sum(each[moment][number].values()))
+        name = max(STEP[1:], key=lambda moment: sum(each[moment][number].values()))
         peaks.append(each[name][number])
     return fullest, described(peaks)
 
@@ -199,6 +201,12 @@ def _frozen(shape: ModelShape, settings: RunSettings, held: str) -> dict[str, in
     unpacked = spec.is_quantized and spec.format in UNPACKED
     name = f"{spec.weights_dtype} weights" + (f", unpacked to {held}" if unpacked else "") if spec.is_quantized else "weights"
     return {name: layers, "embeddings, head, norms": shape.dense_parameters * DENSE_BITS[settings.dense or held] // 8}
+
+
+def _host(settings: RunSettings, loaded: Mapping[str, int], offloaded: int, paged: int) -> int:
+    """Return what lies on the CPU beside GPUs: each process of FSDP2 loads the whole base there, later it is split."""
+    whole = settings.processes * sum(loaded.values()) if settings.strategy == "fsdp" else 0
+    return max(whole, offloaded + paged)
 
 
 def _adapters(settings: RunSettings, size: AdapterSize) -> dict[str, int]:

@@ -155,9 +155,16 @@ class RunSettings:
             "logits": "tiles" if config.loss_positions == "supervised" else "all",
             "fused": config.fused_adapters,
             "offload": config.activation_offloading,
-            "strategy": "fsdp" if config.sharding == "fsdp2" else "ddp" if known.get("processes", 1) > 1 else "single",
+            "strategy": _strategy(config, known.get("processes", 1)),
             "merges": merges,
             "save_dtype": config.save_dtype,
             "steps": config.max_steps if config.max_steps > 0 else None,
         }
         return cls(plan=plan, device=device.partition(":")[0], arithmetic=arithmetic, **(settings | known))
+
+
+def _strategy(config: "RunConfig", processes: int) -> Strategy:
+    """Return how several GPUs share a run: as its settings say, else each has a copy."""
+    if processes == 1:
+        return "single"
+    return "device_map" if config.device_map is not None else "fsdp" if config.sharding == "fsdp2" else "ddp"
