@@ -16,6 +16,8 @@ GATHERED = 2
 """Blocks whose weights are whole at once: the one that computes, and the next, fetched ahead."""
 EMBEDDINGS = "embeddings, head, norms"
 AT_THE_END = ("logits and loss",)
+AT_WORK = {"logits and loss", "gradients of activations"}
+"""Items of the moments in which blocks compute."""
 EVERYWHERE = ("matrix products' workspace", "dequantized weight")
 """Items that each GPU has in full, whatever its share of the blocks."""
 
@@ -54,7 +56,8 @@ def _split(items: Mapping[str, int], shape: ModelShape, settings: RunSettings, w
     for name in weights:
         found[name] = -(-weights[name] // settings.processes)
     blocks = sum(size for name, size in weights.items() if name != EMBEDDINGS)
-    found["weights gathered"] = min(GATHERED * -(-blocks // shape.blocks), blocks) + weights.get(EMBEDDINGS, 0)
+    computing = min(GATHERED * -(-blocks // shape.blocks), blocks) if AT_WORK & set(items) else 0
+    found["weights gathered"] = computing + weights.get(EMBEDDINGS, 0)
     return found
 
 

@@ -4,7 +4,8 @@ Codes, scales, zero points and tables are counted as the formats keep them. Bits
 estimate, is off by an eighth for NF4 and by half where groups are small.
 """
 
-from quantkit.forecasting.shape import LinearShape
+from quantkit.errors import UsageError
+from quantkit.forecasting.shape import LinearShape, ModelShape
 from quantkit.spec import DENSE_BITS, QuantizationSpec
 
 BLOCK = 64
@@ -13,6 +14,24 @@ NESTED = 256
 """Scales that share a scale of their own in double quantization (arXiv:2305.14314, section 3)."""
 UNPACKED = ("compressed-tensors", "gptq", "awq")
 """Formats whose layers are unpacked to dense ones while adapters are trained on them (`quantkit.backends.unpacked`)."""
+
+
+def check_groups(spec: QuantizationSpec, shape: ModelShape) -> None:
+    """Check that the spec's groups divide the input columns of every layer.
+
+    Raises:
+        UsageError: they do not; names the layer and sizes that fit.
+    """
+    size = spec.group_size
+    if not spec.is_quantized or size is None or size < 1:
+        return
+    for layer in shape.linears:
+        if layer.inputs % size:
+            fitting = [str(other) for other in (256, 128, 64, 32, 16) if layer.inputs % other == 0]
+            raise UsageError(
+                f"group_size {size} does not divide the {layer.inputs} input columns of {layer.name}; sizes that fit:"
+                f" {', '.join([*fitting, '-1'])}"
+            )
 
 
 def groups_of(spec: QuantizationSpec, inputs: int) -> int:
