@@ -35,6 +35,7 @@ RENAMED = {
     "bnb_4bit_quant_type": "quant_type",
     "bnb_4bit_use_double_quant": "double_quant",
     "bnb_4bit_compute_dtype": "compute_dtype",
+    "bnb_4bit_quant_storage": "quant_storage",
 }
 """Another name → the setting, or the option of a method, that it means."""
 

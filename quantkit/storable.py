@@ -107,8 +107,9 @@ def _parts(name: str, tensor: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _require_finite(tensors: Mapping[str, Any]) -> None:
+    codes = {name.partition(".quant_state.")[0] for name in tensors if ".quant_state." in name}
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or name in codes:  # 4-bit codes may be stored as floats, of any value
             continue
         values = tensor.bfloat16() if tensor.element_size() == 1 else tensor  # torch does not look into 8-bit floats
         if not bool(values.isfinite().all()):

@@ -21,6 +21,8 @@ class Bnb4BitOptions:
     """Quantize the scales as well: 0.37 bit less per weight (arXiv:2305.14314, section 3)."""
     calibrated: bool = False
     """Round with error feedback over the grid on calibration rows, instead of to the nearest value."""
+    quant_storage: Literal["uint8", "bfloat16", "float16", "float32"] = "uint8"
+    """Data type that holds the 4-bit codes, the same bytes in each; FSDP in other tools splits floating-point ones only."""
 
 
 @hookimpl

@@ -6,7 +6,7 @@ calibration rows (tag `cal`), which leaves a better base to train on in the same
 """
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, hookimpl
 from quantkit.calibration import Calibration, QuantizationWork
@@ -18,6 +18,8 @@ class QloraOptions:
 
     calibrated: bool = False
     """Round the base with error feedback over the NF4 grid on calibration rows, instead of to the nearest value."""
+    quant_storage: Literal["uint8", "bfloat16", "float16", "float32"] = "uint8"
+    """Data type that holds the 4-bit codes, the same bytes in each; FSDP in other tools splits floating-point ones only."""
 
 
 @hookimpl

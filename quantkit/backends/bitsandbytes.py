@@ -47,6 +47,7 @@ def load_kwargs_4bit(plan: QuantizationPlan) -> dict[str, Any]:
             bnb_4bit_quant_type=plan.spec.weights_dtype,
             bnb_4bit_use_double_quant=plan.spec.double_quant,
             bnb_4bit_compute_dtype=getattr(torch, plan.compute_dtype),
+            bnb_4bit_quant_storage=plan.options.get("quant_storage", "uint8"),  # recipes of before have none
         )
     }
 

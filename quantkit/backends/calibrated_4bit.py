@@ -64,7 +64,8 @@ def store_layers(plan: QuantizationPlan, model: Any, layers: "Mapping[str, Codeb
     kept = [name for name, part in model.named_modules() if type(part) is nn.Linear and name not in layers]
     for name, weight in layers.items():
         linear = model.get_submodule(name)
-        layer = linear_4bit(weight.to(linear.weight.device), linear.bias, double_quant=plan.spec.double_quant)
+        choices = {"double_quant": plan.spec.double_quant, "storage": config.bnb_4bit_quant_storage}
+        layer = linear_4bit(weight.to(linear.weight.device), linear.bias, **choices)
         layer.source_cls = nn.Linear
         model.set_submodule(name, layer.train(linear.training).requires_grad_(False))
     config.llm_int8_skip_modules = kept or None

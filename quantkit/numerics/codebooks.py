@@ -198,8 +198,8 @@ def double_quantize(absmax: Tensor) -> tuple[Tensor, NestedAbsmax]:
     return nested.value().reshape(absmax.shape), nested
 
 
-def params_4bit(weight: CodebookWeight, *, double_quant: bool) -> Any:
-    """Return a quantized `bitsandbytes.nn.Params4bit` that holds exactly these codes and this absmax.
+def params_4bit(weight: CodebookWeight, *, double_quant: bool, storage: torch.dtype = torch.uint8) -> Any:
+    """Return a quantized `bitsandbytes.nn.Params4bit` that holds exactly these codes, as bytes of `storage`, and this absmax.
 
     With `double_quant`, absmax is rounded once more, unless the weight has been through `nest` and says how it is stored.
     """
@@ -207,7 +207,7 @@ def params_4bit(weight: CodebookWeight, *, double_quant: bool) -> Any:
     from bitsandbytes.nn import Params4bit
 
     flat = weight.codes.flatten()
-    packed = (flat[::2] << 4 | flat[1::2]).unsqueeze(1)
+    packed = (flat[::2] << 4 | flat[1::2]).view(storage).unsqueeze(1)
     block_size = weight.codes.shape[1] // weight.absmax.shape[1]
     values = codebook(weight.name).to(flat.device, copy=True)
     settings = {"shape": weight.codes.shape, "code": values, "blocksize": block_size, "quant_type": weight.name}
@@ -222,11 +222,12 @@ def params_4bit(weight: CodebookWeight, *, double_quant: bool) -> Any:
         blocksize=block_size,
         compress_statistics=double_quant,
         quant_type=weight.name,
+        quant_storage=storage,
         bnb_quantized=True,
     )
 
 
-def linear_4bit(weight: CodebookWeight, bias: Tensor | None, *, double_quant: bool) -> Any:
+def linear_4bit(weight: CodebookWeight, bias: Tensor | None, *, double_quant: bool, storage: torch.dtype = torch.uint8) -> Any:
     """Return a `bitsandbytes.nn.Linear4bit` that computes with exactly this weight; its CPU repacking is switched off."""
     from bitsandbytes.nn import Linear4bit
 
@@ -238,9 +239,10 @@ def linear_4bit(weight: CodebookWeight, bias: Tensor | None, *, double_quant: bo
         compute_dtype=weight.dtype,
         compress_statistics=double_quant,
         quant_type=weight.name,
+        quant_storage=storage,
         device="meta",
     )
-    layer.weight = params_4bit(weight, double_quant=double_quant)
+    layer.weight = params_4bit(weight, double_quant=double_quant, storage=storage)
     layer.weight.module = layer
     layer.quant_state = layer.weight.quant_state
     layer.support_avx512bf16_for_cpu = False

@@ -20,6 +20,7 @@ from quantkit_tools.methods import field_docstrings
 RENAMED = {
     "model_name_or_path": "base", "base_model": "base", "quant_method": "method", "dst": "root", "name": "dataset",
     "bnb_4bit_quant_type": "quant_type", "bnb_4bit_use_double_quant": "double_quant", "bnb_4bit_compute_dtype": "compute_dtype",
+    "bnb_4bit_quant_storage": "quant_storage",
 }  # fmt: skip
 """Another name → the setting or option that it means."""
 HIDDEN = ("folder", "method_options")
