@@ -8,9 +8,11 @@ A model of many features would fit better and be wrong about the first run that 
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from quantkit.errors import UsageError
@@ -58,7 +60,7 @@ def fit(found: Sequence[Measured], device: str, *, start: Constants = CONSTANTS,
         fitted: dict[str, Any] = {"process_bytes": round(line[0]), "cpu_slack": round(line[1] - 1, 4)}
     else:
         measured = [float(run.reserved_bytes or run.measured_bytes) for run in runs]
-        line = (0.0, _median([held / size for held, size in zip(measured, counted, strict=True)]))
+        line = (0.0, median([held / size for held, size in zip(measured, counted, strict=True)]))
         fitted = {"cuda_slack": round(line[1] - 1, 4)}
     low, high, coverage = interval(_left_out(counted, measured, (base, factor), resident=device == "cpu"))
     today = datetime.now(UTC).date().isoformat()
@@ -119,13 +121,7 @@ def write_calibration(path: Path, device: str, constants: Constants) -> None:
     """Keep the constants of one kind of device in a calibration file, beside those of the others."""
     kept = read_calibration(path) if path.is_file() else {}
     kept[device] = constants
-    write_json(path, {"schema_version": SCHEMA_VERSION} | {kind: _plain(kept[kind]) for kind in DEVICES if kind in kept})
-
-
-def _plain(constants: Constants) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(constants)
+    write_json(path, {"schema_version": SCHEMA_VERSION} | {kind: asdict(kept[kind]) for kind in DEVICES if kind in kept})
 
 
 def _checked(constants: Constants, path: Path) -> Constants:
@@ -168,12 +164,6 @@ def _left_out(counted: Sequence[float], measured: Sequence[float], start: Line, 
     ratios = []
     for run, (size, peak) in enumerate(zip(counted, measured, strict=True)):
         others, peaks = [*counted[:run], *counted[run + 1 :]], [*measured[:run], *measured[run + 1 :]]
-        line = _line(others, peaks, start) if resident else (0.0, _median([b / a for a, b in zip(others, peaks, strict=True)]))
+        line = _line(others, peaks, start) if resident else (0.0, median([b / a for a, b in zip(others, peaks, strict=True)]))
         ratios.append(peak / (line[0] + line[1] * size))
     return ratios
-
-
-def _median(values: Sequence[float]) -> float:
-    from statistics import median
-
-    return float(median(values))

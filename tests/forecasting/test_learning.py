@@ -1,0 +1,174 @@
+"""Do a machine's runs make its next forecast better, and does an interval hold as often as it says?"""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantkit.errors import UsageError
+from quantkit.forecasting.constants import CONSTANTS
+from quantkit.forecasting.learning import (
+    FILE,
+    constants_for,
+    fit,
+    interval,
+    read_calibration,
+    shipped,
+    write_calibration,
+)
+from quantkit.forecasting.measured import Measured, read_measured
+
+MB = 10**6
+
+
+def runs(number: int, *, base: int = 600 * MB, factor: float = 1.2, noise: float = 0.0, seed: int = 0) -> list[Measured]:
+    """Return CPU runs whose peaks lie on a line, with relative noise."""
+    chance = random.Random(seed)
+    made = []
+    for _ in range(number):
+        counted = chance.randrange(100 * MB, 3000 * MB)
+        measured = (base + factor * counted) * (1 + noise * chance.uniform(-1, 1))
+        made.append(Measured(device="cpu", counted_bytes=counted, measured_bytes=round(measured)))
+    return made
+
+
+def test_what_a_process_takes_anyway_is_told_from_what_grows_with_the_model() -> None:
+    learnt = fit(runs(20), "cpu")
+    assert learnt.process_bytes == pytest.approx(600 * MB, rel=1e-3)
+    assert learnt.cpu_slack == pytest.approx(0.2, abs=1e-3)
+    assert (learnt.low, learnt.high) == pytest.approx((1, 1), abs=1e-3)
+    assert learnt.runs == 20
+    assert "20 runs on this machine" in learnt.source
+
+
+def test_a_few_strange_runs_move_nothing() -> None:
+    strange = [Measured(device="cpu", counted_bytes=500 * MB, measured_bytes=30_000 * MB) for _ in range(4)]
+    learnt = fit([*runs(20), *strange], "cpu")
+    assert learnt.process_bytes == pytest.approx(600 * MB, rel=1e-3)
+    assert learnt.cpu_slack == pytest.approx(0.2, abs=1e-3)
+
+
+def test_where_all_runs_are_of_one_size_only_the_constant_is_learnt() -> None:
+    alike = [Measured(device="cpu", counted_bytes=1000 * MB + at, measured_bytes=1900 * MB) for at in range(6)]
+    learnt = fit(alike, "cpu")
+    assert learnt.cpu_slack == CONSTANTS.cpu_slack
+    assert learnt.process_bytes == pytest.approx(1900 * MB - 1.1 * 1000 * MB, rel=1e-3)
+
+
+def test_too_few_runs_are_refused_and_it_is_said_how_many_it_takes() -> None:
+    with pytest.raises(UsageError, match="4 runs on cpu have a forecast beside their measurement; fitting takes 5"):
+        fit(runs(4), "cpu")
+    with pytest.raises(UsageError, match="0 runs on cuda"):
+        fit(runs(9), "cuda")
+
+
+def test_on_a_gpu_the_share_that_the_allocator_reserves_is_learnt() -> None:
+    made = [
+        Measured(device="cuda", counted_bytes=size * MB, measured_bytes=size * MB, reserved_bytes=round(size * 1.3) * MB)
+        for size in (1000, 2000, 4000, 8000, 16000)
+    ]
+    learnt = fit(made, "cuda", start=CONSTANTS)
+    assert learnt.cuda_slack == pytest.approx(0.3)
+    assert learnt.process_bytes == CONSTANTS.process_bytes
+
+
+def test_the_interval_holds_for_new_runs_as_often_as_it_says() -> None:
+    """Forty runs are learnt from, a thousand others counted, five times over; the interval aims at 90 %."""
+    inside = said = 0.0
+    for seed in range(5):
+        learnt = fit(runs(40, noise=0.1, seed=seed), "cpu")
+        others = runs(1000, noise=0.1, seed=100 + seed)
+        forecasts = [learnt.process_bytes + (1 + learnt.cpu_slack) * run.counted_bytes for run in others]
+        held = [
+            learnt.low <= run.measured_bytes / expected <= learnt.high for run, expected in zip(others, forecasts, strict=True)
+        ]
+        inside += sum(held) / len(held) / 5
+        said += (learnt.coverage or 0) / 5
+    assert said >= 0.9
+    assert inside == pytest.approx(said, abs=0.05)
+
+
+def test_few_runs_are_all_inside_which_covers_less() -> None:
+    assert interval([0.8, 1.0, 1.3, 1.1, 0.95]) == (0.8, 1.3, pytest.approx(4 / 6, abs=1e-3))
+    assert interval([1.2, 1.3, 1.4, 1.5, 1.6])[0] == 1.0  # the forecast itself is inside
+    assert interval([1 + number / 100 for number in range(-50, 50)])[2] == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_machines_own_constants_come_before_the_shipped_ones(tmp_path: Path) -> None:
+    mine = CONSTANTS.with_changes(process_bytes=7, runs=9, coverage=0.8)
+    write_calibration(tmp_path / FILE, "cpu", mine)
+    assert constants_for("cpu", tmp_path / "none", tmp_path) == mine
+    assert constants_for("cuda:0", tmp_path) == shipped().get("cuda", CONSTANTS)
+    assert constants_for("cpu") == shipped()["cpu"]
+
+
+def test_one_kind_of_device_does_not_replace_the_other(tmp_path: Path) -> None:
+    for device in ("cuda", "cpu"):
+        write_calibration(tmp_path / FILE, device, CONSTANTS.with_changes(source=device))
+    assert {device: item.source for device, item in read_calibration(tmp_path / FILE).items()} == {"cpu": "cpu", "cuda": "cuda"}
+
+
+def test_the_shipped_constants_say_what_they_were_fitted_to() -> None:
+    constants = shipped()["cpu"]
+    assert constants.runs >= 40
+    assert constants.coverage is not None
+    assert "benchmarks/forecast.py" in constants.source
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "schema_version must be 1"),
+        ({"cpu": {"process_bytes": "many"}}, "process_bytes"),
+        ({"cpu": {"process_byte": 1}}, "process_byte"),
+        ({"cpu": {"process_bytes": -1}}, "process_bytes must not be negative"),
+        ({"cpu": {"low": 1.2}}, r"low is 1.2 and high 1.15; 1 must lie between them"),
+    ],
+)
+def test_a_damaged_calibration_is_an_error_that_names_file_and_key(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_text(json.dumps({"schema_version": 1} | change))
+    with pytest.raises(UsageError, match=rf"{FILE}.*{message}"):
+        read_calibration(tmp_path / FILE)
+
+
+def memory(**forecast: Any) -> dict[str, Any]:
+    """Return what a record keeps of a CPU run's memory."""
+    moments = [{"name": "load", "size_bytes": 9}, {"name": "loss", "size_bytes": 5}, {"name": "step", "size_bytes": 6}]
+    stages = [
+        {"stage": "load", "duration_s": 1.0, "peak_rss_bytes": 70},
+        {"stage": "train", "duration_s": 2.0, "peak_rss_bytes": 80},
+    ]
+    return {"stages": stages, "forecast": {"settings": {"device": "cpu"}, "moments": moments} | forecast}
+
+
+def test_of_a_record_the_training_stage_is_read() -> None:
+    run = read_measured(memory(), name="a")
+    assert run == Measured(device="cpu", counted_bytes=6, measured_bytes=80, name="a")
+
+
+def test_on_a_gpu_the_fullest_one_is_read() -> None:
+    found = memory(settings={"device": "cuda"})
+    assert read_measured(found) is None  # nothing was measured there
+    found["stages"][1] |= {
+        "peak_allocated_bytes": {"cuda:0": 3, "cuda:1": 8},
+        "peak_reserved_bytes": {"cuda:0": 4, "cuda:1": 9},
+    }
+    run = read_measured(found)
+    assert run is not None
+    assert (run.measured_bytes, run.reserved_bytes) == (8, 9)
+
+
+def test_records_without_forecast_or_with_sampled_peaks_teach_nothing() -> None:
+    assert read_measured({"stages": memory()["stages"]}) is None
+    sampled = memory()
+    sampled["stages"][1]["rss_sampled"] = True
+    assert read_measured(sampled) is None
+
+
+def test_what_is_no_forecast_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"a: memory\.forecast is no forecast"):
+        read_measured(memory(moments="none"), name="a")

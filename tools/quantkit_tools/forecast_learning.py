@@ -1,0 +1,75 @@
+"""What do the artifacts of a registry teach the forecasts of its next runs? `quantkit plan --calibrate` asks this.
+
+Every training run keeps its forecast beside its measurement in its record. Here they are read back, the constants of each
+kind of device are fitted to them and kept under the root, where `quantkit train` and `quantkit plan` find them. A model that
+learns while it is used, the alternative, forecasts the same run differently from one day to the next.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from quantkit.console import format_bytes, say, table, warn
+from quantkit.errors import QuantkitError, UsageError
+from quantkit.forecasting.constants import Constants
+from quantkit.forecasting.learning import DEVICES, FEWEST, FILE, constants_for, fit, write_calibration
+from quantkit.forecasting.measured import Measured, of_device, read_measured
+from quantkit_registry.store import Registry
+
+
+def calibrate(root: Path | str | None = None, *, dry_run: bool = False) -> dict[str, Any]:
+    """Fit the constants of each kind of device that has enough runs, print and keep them; return what was found as JSON data.
+
+    Raises:
+        UsageError: no kind of device has five runs with a forecast and a measurement.
+    """
+    registry = Registry(root)
+    found = measured_runs(registry)
+    learnt = {}
+    for device in DEVICES:
+        if runs := of_device(found, device):
+            if len(runs) < FEWEST:
+                warn(f"{device}: {len(runs)} runs with a forecast and a measurement; fitting takes {FEWEST}")
+                continue
+            learnt[device] = fit(found, device, start=constants_for(device, registry.root))
+    if not learnt:
+        raise UsageError(
+            f"{registry.root}: {len(found)} artifacts have a forecast beside their measurement; fitting takes {FEWEST} of one"
+            " kind of device. Every `quantkit train` that ends adds one"
+        )
+    _show(learnt)
+    file = registry.root / FILE
+    if dry_run:
+        say(f"dry run: {file} is left as it is")
+    else:
+        for device, constants in learnt.items():
+            write_calibration(file, device, constants)
+        say(f"kept in {file}")
+    return {
+        "runs": len(found),
+        "file": None if dry_run else str(file),
+        "devices": {device: asdict(constants) for device, constants in learnt.items()},
+    }
+
+
+def measured_runs(registry: Registry) -> list[Measured]:
+    """Return forecast and measurement of every run of a registry that has both, oldest first; says which cannot be read."""
+    found = []
+    for artifact in sorted(registry.artifacts(), key=lambda item: item.record.created_at if item.record else ""):
+        try:
+            memory = artifact.record.memory if artifact.record else {}
+            if (run := read_measured(memory, name=artifact.name)) is not None:
+                found.append(run)
+        except QuantkitError as error:
+            warn(f"left out: {error}")
+    return found
+
+
+def _show(learnt: dict[str, Constants]) -> None:
+    rows = []
+    for device, constants in learnt.items():
+        taken = constants.process_bytes if device == "cpu" else constants.cuda_context_bytes
+        slack = constants.cpu_slack if device == "cpu" else constants.cuda_slack
+        between = f"{constants.low:.0%} to {constants.high:.0%}, for {constants.coverage:.0%} of runs"
+        rows.append([device, constants.runs, format_bytes(taken), f"{slack:+.1%}", between])
+    table("Forecasts", ["device", "runs", "taken anyway", "beyond what is counted", "measured / forecast"], rows)
