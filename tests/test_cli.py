@@ -47,6 +47,7 @@ def human_text_on_stdout():
         ["registry", "adopt", "--help"],
         ["merge", "--help"],
         ["train", "--help"],
+        ["preflight", "--help"],
         ["evaluate", "--help"],
         ["sweep", "--help"],
     ],

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
+from quantkit.layout import printable
 from quantkit.preflight.examine import Preflight
 from quantkit.preflight.finding import SEVERITIES
 from quantkit.preflight.samples import Sample
@@ -77,7 +78,7 @@ def _spans(sample: Sample) -> Iterator[dict[str, Any]]:
             continue
         yield {
             "left_out": 0,
-            "text": piece.text,
+            "text": printable(piece.text),
             "kind": ("learnt" if piece.learnt else "read") + (" odd" if number % 2 else ""),
             "title": f"{'learnt' if piece.learnt else 'not learnt'}, token {' '.join(map(str, piece.ids))}",
         }
