@@ -25,7 +25,7 @@ Scheduler = Literal[
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
     {"output_dir", "overwrite", "logging_steps", "save_steps", "save_total_limit", "resume_from_checkpoint", "report_to"}
     | {"preflight", "force"}
-    | {"name_settings", "sharding"}
+    | {"name_settings", "accept_changes", "dataloader_num_workers", "sharding"}
 )
 """Fields that two runs may differ in and still give the same weights; the fingerprint leaves them out."""
 NOT_IN_NAMES = WITHOUT_EFFECT_ON_WEIGHTS | {"method_options", "trust_remote_code", "device", "device_map", "revision"}
@@ -142,6 +142,10 @@ class RunConfig:
     """Go on from a checkpoint: true, the newest good one of this run; or its folder."""
     report_to: tuple[str, ...] = ()
     """Trackers: tensorboard, wandb, …; none by default."""
+    accept_changes: tuple[str, ...] = ()
+    """What a resumed run may do otherwise than its checkpoint's: names of settings and libraries, data, chat_template, base."""
+    dataloader_num_workers: int = 0
+    """Processes that put batches together ahead of time; 0: none. The batches are the same."""
 
     merge_after_train: bool = True
     """Fold the adapters into the weights and save a full model; false keeps the adapter."""
@@ -257,7 +261,7 @@ class RunConfig:
         )
 
 
-LISTS = ("target_modules", "modules_to_save", "report_to", "name_settings")
+LISTS = ("target_modules", "modules_to_save", "report_to", "name_settings", "accept_changes")
 
 
 def _loosened(name: str, value: Any) -> Any:

@@ -41,6 +41,7 @@ RANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "logging_steps": (_positive, "at least 1"),
     "save_steps": (_not_negative, "0 or more"),
     "save_total_limit": (_positive, "at least 1"),
+    "dataloader_num_workers": (_not_negative, "0 or more"),
     "output_dir": (bool, "a folder"),
     "device_map": (lambda value: value in MAPS or isinstance(value, dict), f"{', '.join(MAPS)}, or module names with devices"),
 }

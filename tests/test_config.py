@@ -82,6 +82,7 @@ def test_spellings_with_one_meaning_are_brought_to_one_form() -> None:
         ("logging_steps", 0),
         ("save_steps", -1),
         ("save_total_limit", 0),
+        ("dataloader_num_workers", -1),
         ("output_dir", ""),
     ],
 )

@@ -1,37 +1,26 @@
-"""From which checkpoint may a run go on, and is it the same run?
+"""From which checkpoint may a run go on?
 
-A checkpoint counts when its manifest verifies, it holds all parts of the state, and it was made by a run with the same
-settings and rows; after loading, the hash of the trained weights must be the recorded one. Taking the newest folder by its
-number, the usual way, trains on from half-written or foreign states without a word.
+A checkpoint counts when its manifest verifies, it holds all parts of the state of one and the same step, and its name says
+that step; after loading, the hash of the trained weights must be the recorded one. Taking the newest folder by its number, the
+usual way, trains on from half-written states without a word. Whether it is the same run is `quantkit.training.identity`'s.
 """
 
 import hashlib
 import re
-import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from quantkit.console import say, warn
-from quantkit.errors import QuantkitError, UsageError, VerificationError
-from quantkit.files import read_json, verify_manifest
+from quantkit.errors import QuantkitError, UsageError, VerificationError, WriteError
+from quantkit.files import read_json, remove_folder, remove_leftovers, verify_manifest
+from quantkit.files.renaming import rename_new
 from quantkit.spec import read_fields
-
-if TYPE_CHECKING:
-    from quantkit.config import RunConfig
 
 FACTS = "quantkit_training.json"
 PARTS = (FACTS, "trainer_state.json", "optimizer.pt", "scheduler.pt")
-FREE_SETTINGS = frozenset(
-    {"output_dir", "overwrite", "logging_steps", "save_steps", "save_total_limit", "resume_from_checkpoint", "report_to"}
-    | {"eval_dataset_name", "merge_after_train", "save_dtype", "lm_head_dtype", "max_steps", "num_train_epochs", "device"}
-    | {"recompute", "gradient_checkpointing", "activation_offloading"}
-)
-"""Settings a resumed run may change."""
-ROWS_OF_A_STEP = ("per_device_train_batch_size", "gradient_accumulation_steps")
-"""Settings a resumed run may change as long as their product stays: each step then has the same rows."""
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+BROKEN = "broken-"
 
 
 @dataclass(kw_only=True)
@@ -41,17 +30,21 @@ class RunState:
     step: int = 0
     total_steps: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
-    data: str = ""
-    """Fingerprint of the rows."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Fingerprints of rows, chat template and base, kind of device, number of processes."""
+    versions: dict[str, str] = field(default_factory=dict)
+    accepted: list[str] = field(default_factory=list)
+    """In what resumed parts of the run differ from those before, as was accepted."""
     arithmetic_dtype: str = "float32"
     losses: list[float] = field(default_factory=list)
     duration_s: float = 0.0
     tokens: int = 0
     response_tokens: int = 0
     evaluation_loss_before: float | None = None
+    evaluation_rows: str = ""
+    """Fingerprint of the rows it was measured on."""
     weights_sha256: str = ""
-    processes: int = 1
-    schema_version: int = 1
+    schema_version: int = 2
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; `read` is its inverse."""
@@ -60,7 +53,13 @@ class RunState:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read the state of a verified checkpoint; raises `UsageError` when it is not one of ours."""
-        return read_fields(cls, read_json(folder / FACTS), where=str(folder / FACTS))
+        data = read_json(folder / FACTS)
+        if isinstance(data, dict) and data.get("schema_version") != cls.schema_version:
+            raise UsageError(
+                f"{folder / FACTS}: schema_version is {data.get('schema_version')!r}, this quantkit reads"
+                f" {cls.schema_version}; go on with the version that wrote it, or start a new run"
+            )
+        return read_fields(cls, data, where=str(folder / FACTS))
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
@@ -74,7 +73,7 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 def find_checkpoint(folder: Path, resume: bool | str, *, overwrite: bool = False, first: bool = True) -> Path | None:
     """Return the checkpoint to go on from, None to start at step 0; says what was skipped and what that costs.
 
-    Only the `first` of several processes prints and removes anything.
+    Only the `first` of several processes prints, and moves aside what is not whole.
 
     Raises:
         UsageError: checkpoints are there and the run neither resumes nor overwrites, the named folder is missing, or
@@ -85,8 +84,8 @@ def find_checkpoint(folder: Path, resume: bool | str, *, overwrite: bool = False
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    for leftover in folder.glob(".writing-*") if first else ():
-        shutil.rmtree(leftover, ignore_errors=True)
+    if first:
+        remove_leftovers(folder)
     if isinstance(resume, str):
         if not Path(resume).is_dir():
             raise UsageError(f"resume_from_checkpoint: {resume}: no such folder")
@@ -99,8 +98,6 @@ def find_checkpoint(folder: Path, resume: bool | str, *, overwrite: bool = False
                 f"{folder}: holds {there[0].name} of an earlier run; set resume_from_checkpoint to go on from it,"
                 " or overwrite to start again"
             )
-        for path in there if first else ():
-            shutil.rmtree(path)
         return None
     if there:
         return _newest_whole(there, say_so=first)
@@ -109,37 +106,16 @@ def find_checkpoint(folder: Path, resume: bool | str, *, overwrite: bool = False
     return None
 
 
+def clear_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of an earlier run, whole or not."""
+    for path in [*checkpoint_folders(folder), *folder.glob(f"{BROKEN}checkpoint-*")]:
+        remove_folder(path)
+
+
 def step_of(checkpoint: Path) -> int:
     """Return the step in a checkpoint's name, 0 where there is none."""
     match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
     return int(match[1]) if match else 0
-
-
-def check_same_run(state: RunState, config: "RunConfig", data: str, *, where: Path, processes: int = 1) -> None:
-    """Check that a run with these settings and rows goes on where the checkpoint's run stopped.
-
-    Raises:
-        UsageError: names each setting that differs, or the rows.
-    """
-    now: Mapping[str, Any] = plain_settings(config)
-    different = sorted(key for key in now if key in state.settings and now[key] != state.settings[key])
-    if prod(now[key] for key in ROWS_OF_A_STEP) == prod(state.settings.get(key, 0) for key in ROWS_OF_A_STEP):
-        different = [key for key in different if key not in ROWS_OF_A_STEP]
-    if different:
-        pairs = "; ".join(f"{key} was {state.settings[key]!r} and is {now[key]!r}" for key in different)
-        raise UsageError(f"{where}: made by another run: {pairs}. Use the same settings, or start a new run")
-    if state.processes != processes:
-        raise UsageError(
-            f"{where}: made by {state.processes} processes, this run has {processes}, so its steps have other rows; start as"
-            " many, or start a new run"
-        )
-    if state.data != data:
-        raise UsageError(f"{where}: made on other rows (fingerprint {state.data[:12]}, now {data[:12]}); start a new run")
-
-
-def plain_settings(config: "RunConfig") -> dict[str, Any]:
-    """Return the settings that must not change when a run goes on."""
-    return {key: value for key, value in config.to_dict().items() if key not in FREE_SETTINGS}
 
 
 def weights_sha256(model: Any) -> str:
@@ -155,10 +131,16 @@ def weights_sha256(model: Any) -> str:
     return digest.hexdigest()
 
 
-def rotate(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; called when the newest is committed."""
-    for path in checkpoint_folders(folder)[keep:]:
-        shutil.rmtree(path, ignore_errors=True)
+def rotate(folder: Path, keep: int, newest: int) -> None:
+    """Remove all but `keep` of the checkpoints up to step `newest`, which was committed just now.
+
+    Later ones are from before the run went back to an earlier step; counting them would remove what was saved since.
+    """
+    for path in [path for path in checkpoint_folders(folder) if step_of(path) <= newest][keep:]:
+        try:
+            remove_folder(path)
+        except WriteError as error:
+            warn(f"an old checkpoint stays: {error}")
 
 
 def _newest_whole(there: list[Path], *, say_so: bool) -> Path:
@@ -170,9 +152,9 @@ def _newest_whole(there: list[Path], *, say_so: bool) -> Path:
             faults.append(str(error))
             continue
         if say_so:
-            for fault in faults:
-                warn(f"skipped a checkpoint that is not whole: {fault}")
-            lost = step_of(there[0]) - step_of(path)
+            lost = max(map(_steps_in, there)) - step_of(path)
+            for broken, fault in zip(there, faults, strict=False):
+                warn(f"skipped a checkpoint that is not whole: {fault}; it is now {_aside(broken).name}")
             say(f"going on from {path}" + (f"; {lost} steps are lost and done again" if lost else ""))
         return path
     raise VerificationError(
@@ -183,7 +165,46 @@ def _newest_whole(there: list[Path], *, say_so: bool) -> Path:
 def _check_whole(folder: Path) -> None:
     verify_manifest(folder)
     missing = [name for name in PARTS if not (folder / name).is_file()]
-    if not list(folder.glob("rng_state*.pth")):
-        missing.append("rng_state.pth")
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        missing.append(WEIGHTS[0])
+    if FACTS not in missing:
+        state = RunState.read(folder)
+        processes = state.facts.get("processes")
+        if not isinstance(processes, int):
+            raise VerificationError(f"{folder}: {FACTS} says processes {processes!r}; not a checkpoint of a run")
+        states = [f"rng_state_{rank}.pth" for rank in range(processes)] if processes > 1 else ["rng_state.pth"]
+        missing += [name for name in states if not (folder / name).is_file()]
     if missing:
         raise VerificationError(f"{folder}: {', '.join(missing)} missing; not a checkpoint of a run")
+    inner = read_json(folder / "trainer_state.json")
+    own = inner.get("global_step") if isinstance(inner, dict) else None
+    steps = {FACTS: state.step, f"{FACTS} (losses)": len(state.losses), "trainer_state.json": own}
+    if match := re.fullmatch(r"checkpoint-(\d+)", folder.name):
+        steps["the folder's name"] = int(match[1])
+    if len(set(steps.values())) > 1:
+        said = ", ".join(f"{where} says step {step}" for where, step in steps.items())
+        raise VerificationError(f"{folder}: its parts are not of one step: {said}")
+
+
+def _steps_in(folder: Path) -> int:
+    """Return how many steps a checkpoint, whole or not, held: what it says itself, else what its name says."""
+    try:
+        return RunState.read(folder).step
+    except QuantkitError:
+        return step_of(folder)
+
+
+def _aside(folder: Path) -> Path:
+    """Rename a checkpoint that is not whole, so that it is neither tried again nor counted as one that is kept.
+
+    Raises:
+        WriteError: it cannot be renamed.
+    """
+    target = folder.with_name(BROKEN + folder.name)
+    if target.exists():
+        remove_folder(target)
+    try:
+        rename_new(folder, target)
+    except OSError as error:
+        raise WriteError.of(error, f"{folder}: could not be renamed", "it is as it was") from error
+    return target

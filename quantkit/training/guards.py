@@ -5,11 +5,20 @@ gradient) trains on silently with a falling loss. Looking at the gradients once,
 nothing; looking at the loss curve, the usual check, shows nothing.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from quantkit.adapters import is_up_projection
-from quantkit.errors import VerificationError
+from quantkit.errors import QuantkitError, VerificationError
+
+
+class NotFiniteError(QuantkitError):
+    """A number of a step is not finite; `state_is_good` says whether weights and optimizer are those before it, and finite."""
+
+    def __init__(self, found: str, *, state_is_good: bool) -> None:
+        super().__init__(found)
+        self.state_is_good = state_is_good
 
 
 def gradient_faults(model: Any) -> list[str]:
@@ -65,6 +74,60 @@ def check_learned(model: Any, *, steps: int) -> None:
             f"after {steps} steps all {len(starting)} adapters are still zero: the model is the base."
             " Train more steps than warm-up has, or raise learning_rate"
         )
+
+
+def state_faults(model: Any, optimizer: Any = None) -> list[str]:
+    """Return which trained weights and states of their optimizer are not finite, a phrase per fault; empty when all are.
+
+    One norm over everything answers in nearly all cases (6 ms for 13 million values on one core); names are looked for only
+    when it is not finite. An infinite second moment is no fault of a weight yet: Adam then never moves that weight again.
+    """
+    import torch
+
+    states = getattr(optimizer, "state", {})
+    named = [(name, item, list(_tensors(states.get(item, {})))) for name, item in _trainable(model)]
+    parts = [part for _, weight, of_it in named for tensor in (weight, *of_it) for part in _parts(tensor)]
+    wide = [part for part in parts if part.is_floating_point() and part.element_size() > 1]
+    if math.isfinite(float(torch.nn.utils.get_total_norm(wide))):
+        return []
+    weights = [name for name, weight, _ in named if not _finite(weight)]
+    moments = [name for name, _, of_it in named if not all(map(_finite, of_it))]
+    return [f"{what} {_some(names)}" for names, what in ((weights, "weights"), (moments, "the optimizer's states of")) if names]
+
+
+def frozen_faults(model: Any) -> list[str]:
+    """Return the same of weights that are not trained."""
+    names = [name for name, item in model.named_parameters() if not item.requires_grad and not _finite(item)]
+    return [f"frozen weights {_some(names)}"] if names else []
+
+
+def _finite(tensor: Any) -> bool:
+    import torch
+
+    parts = [part for part in _parts(tensor) if part.is_floating_point() and part.element_size() > 1]
+    return all(bool(torch.isfinite(part).all()) for part in parts)
+
+
+def _tensors(state: Any) -> Iterator[Any]:
+    """Yield the tensors of a parameter's optimizer state, those of 8-bit optimizers one level deeper."""
+    import torch
+
+    for value in state.values():
+        if torch.is_tensor(value):
+            yield value
+        elif isinstance(value, dict):
+            yield from _tensors(value)
+
+
+def _parts(tensor: Any) -> Iterator[Any]:
+    """Yield what a tensor made of others (sharded, or quantized by torchao) is made of, here; others as they are."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor.detach()
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))
 
 
 def _trainable(model: Any) -> list[tuple[str, Any]]:

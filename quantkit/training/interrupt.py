@@ -30,6 +30,12 @@ class Interruption:
             os.write(2, NOTICE)  # a handler may run inside a print, where printing again is an error
 
 
+def left_to_the_parent(_worker: int = 0) -> None:
+    """Ignore both signals: a terminal sends them to the workers of a data loader as well, and the step needs its batches."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def interruptible(*, notice: bool = True) -> Iterator[Interruption]:
     """Catch SIGINT and SIGTERM while inside; outside the main thread, where Python delivers none, catch nothing."""

@@ -6,7 +6,7 @@ grouping by length a run resumed in the middle of an epoch then sees another ord
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quantkit.console import say
@@ -56,6 +56,21 @@ class RowOrder:
         chance.shuffle(groups)
         for group in first + groups + last:
             yield from group
+
+
+@dataclass(frozen=True, slots=True)
+class WithRows:
+    """A collator of items (lists of rows) that also says which rows of the data set a batch holds; it can be pickled."""
+
+    collate: Any
+
+    def __call__(self, items: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        import torch
+
+        rows = [row for item in items for row in item]
+        learnt = [row for row in rows if row.supervised]
+        numbers = torch.tensor([row.row for row in learnt], dtype=torch.long)
+        return {**self.collate(rows), "rows": numbers, "tokens": sum(len(row.input_ids) for row in learnt)}
 
 
 def fillers(items: Sequence[list[Any]], count: int, *, own_loss: bool = False, notice: bool = True) -> list[list[Any]]:

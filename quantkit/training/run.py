@@ -5,25 +5,25 @@ settings or the plan say.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.console import Progress, progress, warn
+from quantkit.console import Progress, progress
 from quantkit.data.packing import packs
 from quantkit.errors import UsageError
 from quantkit.layers import bare_model
 from quantkit.plan import QuantizationPlan
-from quantkit.processes import is_first, said_by_first, world_size
-from quantkit.training.checkpoints import RunState, check_same_run, find_checkpoint, plain_settings
+from quantkit.processes import is_first, world_size
 from quantkit.training.guards import check_learned
 from quantkit.training.interrupt import interruptible
 from quantkit.training.offload import check_offloading
-from quantkit.training.precision import arithmetic_dtype, training_dtypes
+from quantkit.training.precision import training_dtypes
 from quantkit.training.recompute import mlps_recomputed, recompute_of
 from quantkit.training.result import TrainingResult
+from quantkit.training.start import find_start
 
 if TYPE_CHECKING:
     from quantkit.config import RunConfig
@@ -62,32 +62,26 @@ def train(
     from quantkit.training.fused_adapters import fused_adapters
     from quantkit.training.layouts import FlatCollator
     from quantkit.training.loop import StepTrainer, StepWatch
-    from quantkit.training.order import RowOrder, fillers
+    from quantkit.training.order import RowOrder, WithRows, fillers
     from quantkit.training.sharding import check_splitting, split_over_processes
     from quantkit.training.supervised import output_head
 
     check_offloading(config, device)
     check_splitting(config)
     processes, first = world_size(), is_first()
-    arithmetic = said_by_first(lambda: arithmetic_dtype(model, config, device))
-    levers = _levers(model, data, config, arithmetic, str(next(model.parameters()).device), notice=first)
+    begun = find_start(model, data, config, tokenizer=tokenizer, checkpoints=checkpoints, device=device)
+    checkpoint, state = begun.checkpoint, begun.state
+    levers = _levers(model, data, config, state.arithmetic_dtype, str(next(model.parameters()).device), notice=first)
     items = _items(data, config, levers)
     fill = -len(items) % (config.per_device_train_batch_size * processes) if processes > 1 else 0
     items_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
     total = total_steps(len(items), config, processes)
     arguments = _arguments(config, plan, checkpoints, total, device)
-    checkpoint = said_by_first(
-        lambda: find_checkpoint(checkpoints, config.resume_from_checkpoint, overwrite=config.overwrite, first=first)
-    )
-    state = (
-        _resumed_state(checkpoint, data, config, total, say=first)
-        if checkpoint
-        else RunState(total_steps=total, settings=plain_settings(config), data=data.fingerprint, arithmetic_dtype=arithmetic)
-    )
-    state.processes = processes
     collate = Collator(_pad_token(tokenizer))
     rows_trained_on = total * items_per_step * len(data.train) // len(items)
     held_out = data.evaluation[: max(rows_trained_on // EVALUATION_SHARE, 1)]
+
+    begun.settle(config, total, held_out, checkpoints)
 
     def loss_of_held_out() -> float:
         batch: dict[str, Any] = {
@@ -114,16 +108,18 @@ def train(
             model=model,
             args=arguments,
             train_dataset=items + fillers(items, fill, own_loss=output_head(model) is None, notice=first),
-            data_collator=_with_rows(FlatCollator(levers.prefix_sharing) if levers.padding_free else collate),
+            data_collator=WithRows(FlatCollator(levers.prefix_sharing) if levers.padding_free else collate),
             order=order,
             state=state,
             folder=checkpoints,
             keep=config.save_total_limit,
+            workers=config.dataloader_num_workers,
+            accepted=bool(state.accepted),
             watch=watch,
             levers=levers,
             offload=config.activation_offloading,
         )
-        if held_out and state.evaluation_loss_before is None and checkpoint is None:
+        if held_out and checkpoint is None:
             state.evaluation_loss_before = loss_of_held_out()
         start, fused, recomputed = state.step, 0, 0
         if start < total:
@@ -166,6 +162,7 @@ def train(
         evaluation_rows=len(held_out),
         interrupted=interrupted,
         resumed_from=start if checkpoint else None,
+        accepted_changes=tuple(state.accepted),
     )
 
 
@@ -175,18 +172,6 @@ def total_steps(items: int, config: "RunConfig", processes: int = 1) -> int:
         return config.max_steps
     batches = math.ceil(items / (config.per_device_train_batch_size * processes))
     return math.ceil(config.num_train_epochs * math.ceil(batches / config.gradient_accumulation_steps))
-
-
-def _resumed_state(checkpoint: Path, data: "PreparedData", config: "RunConfig", total: int, *, say: bool) -> RunState:
-    state = RunState.read(checkpoint)
-    check_same_run(state, config, data.fingerprint, where=checkpoint, processes=world_size())
-    if state.total_steps != total and say:
-        warn(
-            f"the checkpoint's run was to have {state.total_steps} steps, this one has {total}:"
-            " the learning rate goes on along the new schedule"
-        )
-    state.total_steps = total
-    return state
 
 
 def _arguments(config: "RunConfig", plan: QuantizationPlan, folder: Path, total: int, device: str) -> Any:
@@ -258,20 +243,6 @@ def _items(data: "PreparedData", config: "RunConfig", levers: "Levers") -> list[
 
 def _pad_token(tokenizer: Any) -> int:
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
-
-
-def _with_rows(collate: Any) -> Any:
-    """Return a collator of items (lists of rows) that also says which rows of the data set a batch holds."""
-
-    def batch_of(items: Sequence[Sequence[Any]]) -> dict[str, Any]:
-        import torch
-
-        rows = [row for item in items for row in item]
-        learnt = [row for row in rows if row.supervised]
-        numbers = torch.tensor([row.row for row in learnt], dtype=torch.long)
-        return {**collate(rows), "rows": numbers, "tokens": sum(len(row.input_ids) for row in learnt)}
-
-    return batch_of
 
 
 @contextmanager

@@ -1,16 +1,16 @@
 """Does a run go on only from what is whole and its own?"""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from quantkit.data import PreparedData
 from quantkit.errors import QuantkitError, UsageError, VerificationError
 from quantkit.files import MANIFEST, verify_manifest, write_manifest
 from quantkit.training import checkpoints as module
-from quantkit.training.checkpoints import FACTS, checkpoint_folders, find_checkpoint
+from quantkit.training.checkpoints import FACTS, checkpoint_folders, clear_checkpoints, find_checkpoint, rotate
 from tests.training.helpers import adapted, config, run
 
 
@@ -54,8 +54,11 @@ def test_a_checkpoint_without_one_of_its_parts_is_skipped_and_said(
     (folder / "checkpoint-6" / part).unlink()
     assert find_checkpoint(folder, True) == folder / "checkpoint-4"
     captured = capsys.readouterr()
-    assert f"skipped a checkpoint that is not whole: {folder / 'checkpoint-6'}" in captured.err
-    assert part in captured.err
+    said = " ".join(captured.err.split())
+    assert f"skipped a checkpoint that is not whole: {folder / 'checkpoint-6'}" in said
+    assert part in said
+    assert "it is now broken-checkpoint-6" in said
+    assert names(folder) == ["checkpoint-4", "checkpoint-2"]
     assert "2 steps are lost" in captured.out
 
 
@@ -92,7 +95,10 @@ def test_earlier_checkpoints_are_neither_mixed_in_nor_deleted_unasked(folder: Pa
     with pytest.raises(UsageError, match="holds checkpoint-6 of an earlier run; set resume_from_checkpoint"):
         find_checkpoint(folder, False)
     assert find_checkpoint(folder, False, overwrite=True) is None
-    assert names(folder) == []
+    assert names(folder) != []
+    (folder / "checkpoint-6").rename(folder / "broken-checkpoint-6")
+    clear_checkpoints(folder)
+    assert list(folder.iterdir()) == []
 
 
 def test_a_named_checkpoint_must_be_there(tmp_path: Path) -> None:
@@ -106,29 +112,67 @@ def test_what_a_killed_process_left_is_removed(folder: Path) -> None:
     assert not (folder / ".writing-x").exists()
 
 
-def test_another_runs_checkpoint_is_refused(folder: Path, tiny_model: Path, data: Any, tokenizer: Any) -> None:
-    settings = config(resume_from_checkpoint=True, learning_rate=1e-3)
-    with pytest.raises(UsageError, match=r"made by another run: learning_rate was 0.005 and is 0.001\. Use the same settings"):
-        run(adapted(tiny_model), data, settings, tokenizer, folder)
-    other = PreparedData("arithmetic", data.train, [], "another", data.report)
-    with pytest.raises(UsageError, match=r"made on other rows \(fingerprint fingerprint, now another\)"):
-        run(adapted(tiny_model), other, config(resume_from_checkpoint=True), tokenizer, folder)
+@pytest.mark.parametrize(
+    ("rename", "said"),
+    [
+        ("checkpoint-9", "quantkit_training.json says step 6, .*trainer_state.json says step 6, the folder's name says step 9"),
+        ("checkpoint-5", "the folder's name says step 5"),
+    ],
+)
+def test_a_checkpoint_under_another_steps_name_is_not_that_steps(rename: str, said: str, folder: Path) -> None:
+    named = (folder / "checkpoint-6").rename(folder / rename)
+    with pytest.raises(VerificationError, match=f"its parts are not of one step: .*{said}"):
+        find_checkpoint(folder, str(named))
 
 
-def test_a_longer_run_goes_on_and_says_that_the_schedule_changes(
-    folder: Path, tiny_model: Path, data: Any, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("file", "change", "error", "said"),
+    [
+        ("trainer_state.json", {"global_step": 5}, VerificationError, "trainer_state.json says step 5"),
+        (FACTS, {"losses": [1.0]}, VerificationError, r"\(losses\) says step 1"),
+        (FACTS, {"facts": {}}, VerificationError, "says processes None"),
+        (FACTS, {"facts": {"processes": 2}}, VerificationError, "rng_state_0.pth, rng_state_1.pth missing"),
+        (FACTS, {"schema_version": 1}, UsageError, "schema_version is 1, this quantkit reads 2; go on with the version"),
+        (FACTS, {"something": 1}, UsageError, "unknown key 'something'"),
+    ],
+)
+def test_parts_that_contradict_each_other_are_noticed_even_where_the_manifest_agrees(
+    file: str, change: dict[str, Any], error: type[QuantkitError], said: str, folder: Path
 ) -> None:
-    result = run(adapted(tiny_model), data, config(resume_from_checkpoint=True, max_steps=7), tokenizer, folder)
-    assert (result.resumed_from, result.steps) == (6, 7)
-    assert "was to have 6 steps, this one has 7" in capsys.readouterr().err
+    path = folder / "checkpoint-6"
+    (path / file).write_text(json.dumps(json.loads((path / file).read_text()) | change))
+    write_manifest(path)
+    with pytest.raises(error, match=said):
+        find_checkpoint(folder, str(path))
+
+
+def test_adapter_weights_that_were_never_written_are_missed(folder: Path) -> None:
+    (folder / "checkpoint-6" / "adapter_model.safetensors").unlink()
+    write_manifest(folder / "checkpoint-6")
+    with pytest.raises(VerificationError, match=r"adapter_model\.safetensors missing"):
+        find_checkpoint(folder, str(folder / "checkpoint-6"))
+
+
+def test_steps_lost_are_counted_by_what_checkpoints_held_not_by_their_names(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "checkpoint-6").rename(folder / "checkpoint-99")
+    assert find_checkpoint(folder, True) == folder / "checkpoint-4"
+    assert "2 steps are lost" in capsys.readouterr().out
+
+
+def test_what_is_kept_is_counted_from_the_newest_commit(folder: Path) -> None:
+    """A run that went back to step 2 and saved step 4: step 6 is from before, and must not push step 4 out."""
+    rotate(folder, keep=1, newest=4)
+    assert names(folder) == ["checkpoint-6", "checkpoint-4"]
 
 
 def test_weights_that_load_as_others_than_were_saved_are_refused(
     folder: Path, tiny_model: Path, data: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quantkit.training import loop
+    from quantkit.training import resumable
 
-    monkeypatch.setattr(loop, "weights_sha256", lambda _: "another")
+    monkeypatch.setattr(resumable, "weights_sha256", lambda _: "another")
     with pytest.raises(VerificationError, match="the loaded weights are not those that were saved"):
         run(adapted(tiny_model), data, config(resume_from_checkpoint=True), tokenizer, folder)
 
@@ -136,15 +180,15 @@ def test_weights_that_load_as_others_than_were_saved_are_refused(
 def test_a_full_disk_leaves_the_last_good_checkpoint(
     tiny_model: Path, data: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quantkit.training import loop
+    from quantkit.training import resumable
 
     def write(path: Path, content: Any) -> None:
         if content["step"] == 4:
             raise OSError(28, "No space left on device")
         original(path, content)
 
-    original = loop.write_json
-    monkeypatch.setattr(loop, "write_json", write)
+    original = resumable.write_json
+    monkeypatch.setattr(resumable, "write_json", write)
     with pytest.raises(QuantkitError, match=r"checkpoint-4: the checkpoint cannot be written: .*No space.*checkpoint-2"):
         run(adapted(tiny_model), data, config(save_steps=2), tokenizer, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
@@ -160,3 +204,18 @@ def test_a_folder_that_cannot_be_written_is_an_error(tiny_model: Path, data: Any
 def test_steps_are_read_from_names() -> None:
     assert module.step_of(Path("a/checkpoint-12")) == 12
     assert module.step_of(Path("a/best")) == 0
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(path: Path, *_: Any) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "rename", fail)
+    rotate(folder, keep=1, newest=6)
+    assert "an old checkpoint stays" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr(module, "rename_new", fail)
+    (folder / "checkpoint-6" / "optimizer.pt").unlink()
+    with pytest.raises(QuantkitError, match=r"checkpoint-6: could not be renamed: Read-only file system.*it is as it was"):
+        find_checkpoint(folder, True)

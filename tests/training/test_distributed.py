@@ -17,7 +17,8 @@ import torch
 from quantkit.data.arithmetic import arithmetic_data
 from quantkit.errors import UsageError
 from quantkit.files import verify_manifest
-from quantkit.training.checkpoints import RunState, check_same_run, plain_settings
+from quantkit.training.checkpoints import RunState
+from quantkit.training.identity import check_same_run
 from quantkit.training.order import fillers
 from quantkit_tools.flags import parse_train_flags
 from tests.training.helpers import config, equal, run, trained
@@ -135,11 +136,13 @@ def test_the_command_ends_with_one_code_one_artifact_and_one_message(together: t
 
 
 def test_a_checkpoint_of_two_processes_is_not_one_processs(tmp_path: Path) -> None:
-    settings = config()
-    state = RunState(processes=2, settings=plain_settings(settings), data="rows")
-    check_same_run(state, settings, "rows", where=tmp_path, processes=2)
-    with pytest.raises(UsageError, match=r"made by 2 processes, this run has 1, so its steps have other rows; start as many"):
-        check_same_run(state, settings, "rows", where=tmp_path)
+    settings = config().to_dict()
+    state = RunState(settings=settings, facts={"processes": 2}, versions={})
+    run = {"settings": settings, "facts": {"processes": 2}, "versions": {}}
+    assert check_same_run(state, run, where=tmp_path, total_steps=0) == []
+    run["facts"] = {"processes": 1}
+    with pytest.raises(UsageError, match=r"made by another run: processes was 2 and is 1\. Use the same, or start a new run"):
+        check_same_run(state, run, where=tmp_path, total_steps=0)
 
 
 def test_fillers_teach_nothing_unless_the_model_has_a_loss_of_its_own(data: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,12 +102,12 @@ def test_weights_that_the_optimizer_was_changing_are_not_saved(
 def test_a_checkpoint_that_cannot_be_written_either_is_said(
     tiny_model: Path, data: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quantkit.training import loop
+    from quantkit.training import resumable
 
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(loop, "write_json", fail)
+    monkeypatch.setattr(resumable, "write_json", fail)
     with pytest.raises(OutOfMemoryError, match=r"nothing could be saved: .*No space left on device"):
         run(exhausted(adapted(tiny_model), 2), data, config(), tokenizer, tmp_path)
 

@@ -1,0 +1,84 @@
+"""Where does a run start: at step 0, or at the state of a checkpoint?
+
+Found before anything else is decided, because a run that goes on keeps the arithmetic it began with: measured again, it could
+come out otherwise, and every later step with it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.console import warn
+from quantkit.errors import UsageError
+from quantkit.processes import is_first, said_by_first, world_size
+from quantkit.training.checkpoints import RunState, clear_checkpoints, find_checkpoint
+from quantkit.training.identity import check_same_run, describe_run, rows_sha256
+from quantkit.training.precision import arithmetic_dtype
+
+if TYPE_CHECKING:
+    from quantkit.config import RunConfig
+    from quantkit.data import EncodedRow, PreparedData
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A checkpoint, None for step 0; the state to count on in; and what makes the run the run it is."""
+
+    checkpoint: Path | None
+    state: RunState
+    described: Mapping[str, Any]
+
+    def settle(self, config: "RunConfig", total_steps: int, held_out: "list[EncodedRow]", checkpoints: Path) -> None:
+        """Check that the run may go on from the checkpoint, or clear the way; note in the state what it is now.
+
+        Raises:
+            UsageError: the checkpoint is another run's, or has more steps than this run is to have.
+        """
+        state = self.state
+        if self.checkpoint:
+            self._go_on(self.checkpoint, config, total_steps)
+        elif is_first():
+            clear_checkpoints(checkpoints)
+        state.settings, state.facts, state.versions = (self.described[key] for key in ("settings", "facts", "versions"))
+        state.total_steps = total_steps
+        if state.evaluation_rows != (compared := rows_sha256(held_out)):
+            state.evaluation_loss_before, state.evaluation_rows = None, compared
+
+    def _go_on(self, checkpoint: Path, config: "RunConfig", total_steps: int) -> None:
+        state = self.state
+        if state.step > total_steps:
+            raise UsageError(
+                f"{checkpoint}: {state.step} steps are done, this run is to have {total_steps}; raise max_steps or"
+                " num_train_epochs, or start a new run"
+            )
+        changes = check_same_run(
+            state, self.described, where=checkpoint, total_steps=total_steps, accepted=config.accept_changes
+        )
+        state.accepted += [f"{text}, from step {state.step + 1} on" for text in changes]
+        if is_first():
+            for text in changes:
+                warn(f"accepted: {text}. The result is that of no uninterrupted run")
+            if state.total_steps != total_steps:
+                warn(f"the checkpoint's run was to have {state.total_steps} steps, this one has {total_steps}")
+
+
+def find_start(
+    model: Any, data: "PreparedData", config: "RunConfig", *, tokenizer: Any, checkpoints: Path, device: str
+) -> Start:
+    """Return where the run starts, the same in all processes; call it before anything is done to the model.
+
+    Raises:
+        UsageError: checkpoints are in the way, or the folder cannot be used.
+        VerificationError: no checkpoint is whole.
+    """
+    checkpoint = said_by_first(
+        lambda: find_checkpoint(checkpoints, config.resume_from_checkpoint, overwrite=config.overwrite, first=is_first())
+    )
+    state = RunState.read(checkpoint) if checkpoint else RunState()
+    if checkpoint is None or "compute_dtype" in config.accept_changes:
+        state.arithmetic_dtype = said_by_first(lambda: arithmetic_dtype(model, config, device))
+    described = said_by_first(
+        lambda: describe_run(model, data, config, tokenizer=tokenizer, device=device, processes=world_size())
+    )
+    return Start(checkpoint, state, described)
