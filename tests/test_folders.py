@@ -52,6 +52,14 @@ def test_overwriting_that_fails_keeps_the_old_folder(tmp_path):
     assert names(tmp_path) == ["artifact"]
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Exception("No space left on device (os error 28)")])
+def test_a_full_disk_is_one_line_whoever_meets_it(error, tmp_path):
+    with pytest.raises(WriteError, match=r"artifact: could not be written: No space left on device.*; nothing was left behind"):
+        fail_half_way(tmp_path / "artifact", error)
+    with pytest.raises(ValueError, match="something else"):
+        fail_half_way(tmp_path / "artifact", ValueError("something else"))
+
+
 def test_a_folder_that_appeared_meanwhile_is_not_overwritten(tmp_path):
     target = tmp_path / "artifact"
     with pytest.raises(UsageError, match="exists"), new_folder(target):

@@ -53,7 +53,7 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             temporary.chmod(0o755)
             _publish(temporary, target, overwrite=overwrite)
         except Exception as error:
-            if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            if not _is_of_the_disk(error):
                 raise
             raise WriteError.of(error, f"{target}: could not be written", "nothing was left behind") from error
         finally:
@@ -118,6 +118,11 @@ def remove_work(folder: Path) -> None:
         remove_folder(folder)
     remove_leftovers(folder.parent)
     remove_if_empty(folder.parent)
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether writing failed; libraries in Rust tell it as a SafetensorError or a bare Exception that ends in a number."""
+    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or "(os error " in str(error)
 
 
 def _publish(temporary: Path, target: Path, *, overwrite: bool) -> None:

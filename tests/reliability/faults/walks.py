@@ -133,6 +133,7 @@ def _after_full(case: Case, seen: Seen, old: object, new: object) -> str:
         return f"it left {left}" if (left := leftovers(case.root)) else ""
     if seen.code not in (1, 2) or len(lines) != 1 or not lines[0].startswith("error: "):
         return f"ended with {seen.code}: {seen.said}"
-    if case.state() != old:
+    expected = new if "the disk did not confirm it" in seen.said else old  # a file that is there whole, and may be lost again
+    if case.state() != expected:
         return f"readers find {case.state()}"
     return f"it left {left}" if (left := leftovers(case.root)) else ""
