@@ -16,6 +16,8 @@ from quantkit.errors import UsageError, did_you_mean
 
 SUFFIXES = (".json", ".toml", ".yaml", ".yml")
 MAX_BYTES = 4 * 1024 * 1024
+MAX_DEPTH = 64
+"""Levels of nesting in a YAML file."""
 
 
 def read_runs(path: str | Path, *, methods: Any = None) -> dict[str, RunConfig]:
@@ -134,12 +136,19 @@ def _parse_yaml(text: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """The safe loader, with duplicate keys and aliases (their expansion can be huge) refused."""
+        """The safe loader, with duplicate keys, aliases (their expansion can be huge) and deep nesting refused."""
+
+        depth = 0
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise UsageError("YAML aliases (*name) are not read; write the value out")
-            return super().compose_node(parent, index)
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
 
     def mapping(loader: Any, node: Any) -> dict[Any, Any]:
         return _unique(

@@ -169,11 +169,14 @@ def _parents(value: Any) -> tuple[Parent, ...]:
 
 def _plan(value: Any) -> QuantizationPlan:
     """Read a plan whose spec and adapter are as strict as the record's own: no unknown keys."""
-    if isinstance(value, Mapping):
-        for key, reader in (("spec", QuantizationSpec.from_dict), ("adapter", AdapterPlan.from_dict)):
-            if key in value:
-                reader(value[key])
-    return QuantizationPlan.from_dict(value)
+    try:
+        if isinstance(value, Mapping):
+            for key, reader in (("spec", QuantizationSpec.from_dict), ("adapter", AdapterPlan.from_dict)):
+                if key in value:
+                    reader(value[key])
+    except UsageError as error:
+        raise UsageError(f"recipe: {error}") from None
+    return read_fields(QuantizationPlan, value, where="recipe")
 
 
 READERS: dict[str, Callable[[Any], Any]] = {

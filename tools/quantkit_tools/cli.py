@@ -5,9 +5,11 @@ from importlib import import_module
 
 from quantkit.console import use_stdout
 from quantkit.errors import QuantkitError, did_you_mean
+from quantkit.layout import printable
 
 VERBS = {
     "train": "fine-tune, merge, save: the whole run from flags or a file",
+    "plan": "memory and time of a run, and what fits, before anything is loaded",
     "preflight": "what is wrong with a run's data, before any weights are read",
     "quantize": "make a finished model small, judged against its source",
     "merge": "fold a kept adapter into its base, and say what that cost",
@@ -56,7 +58,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
             raise UsageError(f"no verb is called {verb!r}.{did_you_mean(verb, VERBS)} Known: {', '.join(VERBS)}.")
         return int(import_module(f"quantkit_tools.{verb}").main(arguments))
     except QuantkitError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         return 0
