@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.errors import UsageError, VerificationError
+from quantkit.errors import VerificationError
 from quantkit.files import read_json
 
 if TYPE_CHECKING:
@@ -17,18 +17,12 @@ if TYPE_CHECKING:
 
 
 def read_grids(folder: Path, model: Any) -> "dict[str, QuantizedWeight]":
-    """Return layer → weight as a folder stores it; `model` is the folder, loaded: GPTQ and AWQ layers are read off it.
-
-    Raises:
-        UsageError: a compressed-tensors folder has several groups of layers.
-    """
+    """Return layer → weight as a folder stores it; `model` is the folder, loaded: GPTQ and AWQ layers are read off it."""
     from quantkit.backends.compressed_tensors import stored_layers
     from quantkit.backends.emission import StoredLinear
 
     stated = read_json(folder / "config.json")["quantization_config"]
     if stated.get("quant_method") == "compressed-tensors":
-        if len(stated.get("config_groups") or {}) != 1:
-            raise UsageError(f"{folder}: its layers stand in several groups; only folders of one group are repacked")
         return {name: quantized for name, quantized, _ in stored_layers(folder)}
     return {name: part.quantized() for name, part in model.named_modules() if isinstance(part, StoredLinear)}
 

@@ -65,10 +65,9 @@ def answer_for(holding: Holding, target: str) -> Answer:
         raise UsageError(f"nothing is exported to {target!r}; known: {', '.join(TARGETS)}")
     answer = TABLE[holding.source, target].for_artifact(holding.name)
     stored = holding.stored
-    if stored is not None and stored.mixed and answer.step in ("repack", "dequantize"):
-        return replace(
-            answer, outcome="no", step="route", how=f"Its layers differ: {stored.mixed}. Only uniform folders are rewritten."
-        )
+    if (differing := _differing(holding)) and answer.step in ("repack", "dequantize"):
+        how = f"Its layers differ: {differing}. Only uniform folders are rewritten."
+        return replace(answer, outcome="no", step="route", how=how)
     if answer.step == "repack" and stored is not None:
         answer = _repacked(answer, stored, target, holding.config)
     if target == "vllm" and stored is not None and holding.source in ("gptq", "awq", "ct-int", "ct-int-act"):
@@ -109,6 +108,15 @@ def _source(stored: StoredWeights) -> str:
             return "ct-int" if stored.activations_bits is None else "ct-int-act"
         return "ct-float8" if dtype == "float8_e4m3fn" else "other"
     return KINDS.get(stored.kind, "other")
+
+
+def _differing(holding: Holding) -> str:
+    """Return how the layers of a folder differ from each other, in words; empty where they are alike."""
+    stated = holding.config.get("quantization_config")
+    groups = stated.get("config_groups") if isinstance(stated, Mapping) else None
+    if isinstance(groups, Mapping) and len(groups) > 1:
+        return f"they stand in {len(groups)} groups ({', '.join(map(str, groups))})"
+    return holding.stored.mixed if holding.stored is not None else ""
 
 
 def _repacked(answer: Answer, stored: StoredWeights, target: str, config: Mapping[str, Any]) -> Answer:

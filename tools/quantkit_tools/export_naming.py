@@ -13,7 +13,6 @@ from quantkit.environment import describe_environment
 from quantkit.errors import UsageError
 from quantkit.plan import AdapterPlan, QuantizationPlan, Stage
 from quantkit.spec import DENSE_BITS, QuantizationSpec
-from quantkit_registry.detect import UNKNOWN
 from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.names import ArtifactName, format_name, parse_name
 from quantkit_registry.records import ArtifactRecord, BaseReference, Parent
@@ -58,12 +57,11 @@ def source_spec(asked: "Asked") -> QuantizationSpec:
     """Return what the source's weights are.
 
     Raises:
-        UsageError: no installed method reads such weights, or bits and type could not be told.
+        UsageError: bits and type could not be told.
     """
-    found = asked.detection
-    if found.spec is None or found.method == UNKNOWN:
-        raise UsageError(f"{asked.holding.name}: no installed method reads these weights, so no true record can be written")
-    return found.spec
+    if asked.detection.spec is None:
+        raise UsageError(f"{asked.holding.name}: what its weights are could not be told, so no true record can be written")
+    return asked.detection.spec
 
 
 def planned_name(asked: "Asked") -> tuple[str, Path]:
@@ -90,7 +88,11 @@ def planned_name(asked: "Asked") -> tuple[str, Path]:
 def new_record(asked: "Asked", *, artifact: str | None, verification: dict[str, Any]) -> dict[str, Any]:
     """Return the record of what is written; `artifact` is the hash of the source's content."""
     record, spec, name = asked.detection.record, source_spec(asked), planned_name(asked)[0]
-    said: dict[str, Any] = {"verification": verification, "environment": describe_environment("cpu"), "quantization": new_spec(asked)}
+    said: dict[str, Any] = {
+        "verification": verification,
+        "environment": describe_environment("cpu"),
+        "quantization": new_spec(asked),
+    }
     export = {"name_settings": {"export": TAGGED[asked.target]}}
     if record is None:
         path = asked.detection.path
