@@ -24,6 +24,7 @@ PREFERENCES = {
 }
 """Preference → the order in which things are given up."""
 LEAST_RANK, LEAST_LENGTH = 4, 128
+DEFAULT_OPTIM = "adamw_torch"
 SMALL_OPTIMIZER = "adamw_bnb_8bit"
 
 
@@ -51,7 +52,7 @@ def fits(
     for settings in _shrunk(start):
         found: list[tuple[tuple[int, int], Fit]] = []
         for number, plan in enumerate(plans):
-            tried = settings.with_changes(plan=plan.with_changes(adapter=settings.adapter))
+            tried = settings.with_changes(plan=plan.with_changes(adapter=settings.adapter), optim=_optim(start, plan))
             steps = _lighter(tried)
             lightest = forecast_run(shape, steps[-1], constants)
             if lightest.peak_bytes > room_bytes:
@@ -81,6 +82,12 @@ def _shrunk(start: RunSettings) -> Iterator[RunSettings]:
         length //= 2
 
 
+def _optim(start: RunSettings, plan: QuantizationPlan) -> str:
+    """Return the optimizer that was asked for; where none was, the plan's own."""
+    own = start.plan.optim or DEFAULT_OPTIM
+    return plan.optim or DEFAULT_OPTIM if start.optim == own else start.optim
+
+
 def _lighter(settings: RunSettings) -> list[RunSettings]:
     """Return settings that learn the same with less and less memory, those as asked first; 8-bit states come last."""
     same = [settings, *lighter(settings)]
@@ -101,7 +108,7 @@ def given_up(before: RunSettings, after: RunSettings) -> tuple[str, ...]:
         words.append(f"recompute {after.recompute}")
     if before.merges and not after.merges:
         words.append("folded in afterwards (quantkit merge)")
-    if before.optim.removeprefix("paged_") != after.optim.removeprefix("paged_"):
+    if after.optim.endswith("8bit") and not before.optim.endswith("8bit"):
         words.append(f"optimizer {after.optim}")
     if before.adapter.r != after.adapter.r:
         words.append(f"rank {after.adapter.r}")

@@ -17,6 +17,7 @@ from quantkit.forecasting.parallel import described, of_each_device
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
 from quantkit.forecasting.storage import UNPACKED, held_bytes, stored_bytes
+from quantkit.forecasting.timing import flops_per_token
 from quantkit.spec import DENSE_BITS
 
 
@@ -105,6 +106,7 @@ class Forecast:
             "model": {"name": self.shape.name, "family": self.shape.family, "parameters": self.shape.parameters},
             "settings": self.settings.to_dict(),
             "trained_parameters": self.trained_parameters,
+            "flops_per_token": flops_per_token(self.shape, self.settings),
             "moments": [{**moment.to_dict(), "total_bytes": self.total(moment)} for moment in self.moments],
             "peak_moment": self.largest.name,
             "allocated_bytes": self.allocated_bytes,
@@ -143,8 +145,8 @@ def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants 
     notes = [] if states.known else [f"optim {settings.optim} is not known here; its states are counted as AdamW's"]
     always = weights | adapters | {"optimizer states": on_device, **_workspace(settings, constants)}
     moments = [
-        Moment("load", loaded | {"the tensor being read": _tensor(shape) * DENSE_BITS.get(shape.dtype, 32) // 8}),
-        Moment("start", loaded | adapters | {"the tensor being cast": _tensor(shape) * settings.computes_in_bytes}),
+        Moment("load", loaded | _reading(shape, settings)),
+        Moment("start", loaded | adapters | _casting(shape, settings)),
         Moment("loss", always | _before(settings, gradients) | _held(kept, settings, shape) | {"logits and loss": kept.logits}),
         Moment("backward", always | _backward(kept, settings, shape, gradients)),
         Moment("step", always | {"gradients": gradients, "optimizer's working memory": _step_work(settings, size)}),
@@ -254,8 +256,22 @@ def _loaded(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
     return _frozen(shape, settings, loaded)
 
 
-def _tensor(shape: ModelShape) -> int:
-    return max(shape.largest, shape.embeddings)
+def _reading(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
+    """Return what reading a tensor takes beside its place: on a GPU nothing, unless it is quantized there."""
+    stored = DENSE_BITS.get(shape.dtype, 32) // 8
+    if settings.device == "cpu":
+        return {"the tensor being read": max(shape.largest, shape.embeddings) * stored}
+    quantized = settings.plan.spec.is_quantized and settings.plan.spec.format not in UNPACKED
+    return {"the layer being quantized": max(layer.weights for layer in shape.linears) * stored} if quantized else {}
+
+
+def _casting(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
+    """Return the copy of the largest tensor that is made where training holds weights in another data type than loading."""
+    whole = settings.adapter.kind == "NoPeft"
+    held = settings.trained_dtype if whole else settings.held_dtype(shape.dtype)
+    if held == settings.plan.compute_dtype:
+        return {}
+    return {"the tensor being cast": max(shape.largest, shape.embeddings) * DENSE_BITS[held] // 8}
 
 
 def _merging(shape: ModelShape) -> dict[str, int]:

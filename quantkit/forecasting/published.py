@@ -20,7 +20,7 @@ TOLERANCE = 0.15
 """Relative difference within which a figure counts as met."""
 
 TRL = "TRL's SFTTrainer with PEFT: checkpointing on, adapters in float32, AdamW in 32 bits, logits of all positions"
-TORCHTUNE = "torchtune: weights, gradients and AdamW's states in bfloat16; batch 2 of 4,096 packed tokens; A100"
+TORCHTUNE = "weights, gradients and AdamW's states in bfloat16; batch 2 of 4,096 packed tokens; A100"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

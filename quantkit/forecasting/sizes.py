@@ -1,0 +1,25 @@
+"""How do people write an amount of memory? `8GiB`, `24 GB`, `512M`, or a number of bytes."""
+
+import re
+
+from quantkit.errors import UsageError
+
+UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
+
+
+def parse_bytes(text: str, *, where: str) -> int:
+    """Return the bytes that a text means; GB is 1000³, GiB and the bare letter 1024³.
+
+    >>> parse_bytes("8GiB", where="--fit"), parse_bytes("1.5 kB", where="--fit"), parse_bytes("2g", where="--fit")
+    (8589934592, 1500, 2147483648)
+
+    Raises:
+        UsageError: the text is no amount of memory.
+    """
+    found = SIZE.fullmatch(text)
+    if found is None or float(found[1]) <= 0:
+        raise UsageError(f"{where} is {text!r}; an amount of memory is wanted, e.g. 8GiB or 24GB")
+    unit = found[2].lower()
+    decimal = unit and not found[3] and text.strip().lower().endswith("b")
+    return round(float(found[1]) * (1000 ** " kmgt".index(unit) if decimal else UNITS[unit]))

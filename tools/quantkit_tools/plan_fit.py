@@ -1,0 +1,98 @@
+"""`quantkit plan --fit 8GiB`: the best settings that fit, what they give up, and what else would fit."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from quantkit.console import Column, format_bytes, say, table
+from quantkit.errors import QuantkitError
+from quantkit.forecasting.fitting import PREFERENCES, Fit, Preference, fits
+from quantkit.forecasting.forecast import Forecast
+from quantkit.forecasting.storage import UNPACKED
+from quantkit.methods import Methods
+from quantkit.plan import QuantizationPlan, Stage
+from quantkit_tools.plan_settings import Asked
+from quantkit_tools.plan_show import coverage, settings_text
+
+PLACES = {"rows": "--per-device-train-batch-size", "accumulation": "--gradient-accumulation-steps", "length": "--max-length"}
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What fits into so much memory, the best first; the forecast of what was asked for."""
+
+    room_bytes: int
+    wanted: Forecast
+    fits: tuple[Fit, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {
+            "room_bytes": self.room_bytes,
+            "asked": self.wanted.to_dict(),
+            "fits": [
+                {"command": command(fit), "given_up": list(fit.given_up), "forecast": fit.forecast.to_dict()}
+                for fit in self.fits
+            ],
+        }
+
+
+def fit_run(question: Asked, methods: Methods, room_bytes: int, *, prefer: Preference, chosen: bool) -> FitResult:
+    """Return what fits; with `chosen`, only with the method that was named."""
+    config = question.config
+    start = question.plan_of(methods, config.quant_method, question.adapter(), config.method_options)
+    settings = question.settings(start)
+    plans = [start] if chosen else _plans(question, methods, start)
+    found = fits(question.shape, settings, plans, room_bytes, question.constants, prefer=prefer)
+    return FitResult(room_bytes, question.forecast(start), tuple(found))
+
+
+def _plans(question: Asked, methods: Methods, start: QuantizationPlan) -> list[QuantizationPlan]:
+    """Return ways to hold the base, the most precise first: those of each width that keep it quantized while training."""
+    found: dict[tuple[int, bool], QuantizationPlan] = {}
+    for name in (start.method, *methods.names):
+        if Stage.BASE not in methods.info(name).stages:
+            continue
+        options = question.config.method_options if name == start.method else {}
+        try:
+            plan = question.plan_of(methods, name, question.adapter(), options)
+        except QuantkitError:
+            continue
+        spec = plan.spec
+        if plan.adapter.kind != start.adapter.kind or (spec.is_quantized and spec.format in UNPACKED):
+            continue
+        key = (spec.weights_bits, spec.double_quant)
+        found.setdefault(key, plan)
+    return sorted(found.values(), key=lambda plan: (-plan.spec.weights_bits, plan.spec.double_quant))
+
+
+def command(fit: Fit) -> str:
+    """Return the command that runs these settings."""
+    settings = fit.forecast.settings
+    parts = ["quantkit train", f"--model {fit.forecast.shape.name}", f"--quant-method {settings.plan.method}"]
+    parts += [f"--peft-config {settings.adapter.kind}"]
+    parts += [f"--lora-r {settings.adapter.r}"] if settings.adapter.kind != "NoPeft" else []
+    parts += [f"{flag} {getattr(settings, key)}" for key, flag in PLACES.items()]
+    parts += [f"--recompute {settings.recompute}"] if settings.recompute != "none" else []
+    parts += [f"--optim {settings.optim}"] if settings.optim != (settings.plan.optim or "adamw_torch") else []
+    return " ".join([*parts, *([] if settings.merges else ["--no-merge-after-train"])])
+
+
+def show_fit(question: Asked, found: FitResult, *, prefer: Preference) -> None:
+    """Print what fits."""
+    settings, room = found.wanted.settings, format_bytes(found.room_bytes)
+    run = f"{settings.plan.method} {settings.adapter.label}, {settings_text(settings)}"
+    say(f"asked for: {run}: {format_bytes(found.wanted.peak_bytes)}")
+    if not found.fits:
+        say(f"nothing fits into {room}: not with the shortest rows, the smallest rank and every other saving", style="bold")
+        return
+    columns = [Column("method"), Column("peak", "right"), Column("gives up")]
+    rows = [
+        [fit.forecast.settings.plan.method, format_bytes(fit.forecast.peak_bytes), ", ".join(fit.given_up) or "nothing"]
+        for fit in found.fits
+    ]
+    caption = f"the best first: {PREFERENCES[prefer]}"
+    table(f"{question.shape.name} in {room}", columns, rows, caption=caption)
+    say("")
+    say(f"{command(found.fits[0])}", style="bold")
+    low, high = found.fits[0].forecast.interval
+    say(f"expected between {format_bytes(low)} and {format_bytes(high)} ({coverage(question.constants)})")

@@ -1,0 +1,127 @@
+"""From the flags of a run to what a forecast reads, without importing torch.
+
+What `quantkit train` finds out by asking torch (GPUs, data types) is told from files here; where a forecast assumes something,
+it says so, and a flag overrides it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from quantkit.adapters import recommend_rank
+from quantkit.config import RunConfig
+from quantkit.errors import QuantkitError, UsageError
+from quantkit.forecasting.constants import Constants
+from quantkit.forecasting.forecast import Forecast, forecast_run
+from quantkit.forecasting.learning import constants_for
+from quantkit.forecasting.machine import expected_dtypes
+from quantkit.forecasting.reading import read_config, read_shape
+from quantkit.forecasting.settings import RunSettings
+from quantkit.forecasting.shape import ModelShape
+from quantkit.forecasting.storage import check_groups
+from quantkit.methods import Methods, require_usable
+from quantkit.plan import PEFT_KINDS, AdapterPlan, PlanContext, QuantizationPlan, Stage
+from quantkit.spec import DENSE_BITS
+from quantkit_registry.store import default_root
+from quantkit_tools.methods import device_types
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A model, the run that is asked about, and what is known of the machine."""
+
+    config: RunConfig
+    shape: ModelShape
+    device: str
+    model_config: Mapping[str, Any]
+    constants: Constants
+    known: Mapping[str, Any]
+    """Fields of `RunSettings` that flags of `quantkit plan` set."""
+    bundled: bool = False
+    """Whether the model's sizes are those that quantkit knows by its name, not read from a file."""
+
+    def plan_of(self, methods: Methods, method: str, adapter: AdapterPlan, options: Mapping[str, Any]) -> QuantizationPlan:
+        """Return a method's plan for an adapter.
+
+        Raises:
+            QuantkitError: the method cannot be used here, refuses the adapter, or its groups do not fit the layers.
+        """
+        require_usable(methods, [method], self.device)
+        if Stage.BASE not in methods.info(method).stages:
+            raise UsageError(f"{method} quantizes finished models; nothing is trained on it")
+        compute, _ = expected_dtypes(self.device, self.config.compute_dtype)
+        context = PlanContext(
+            adapter=adapter,
+            device=self.device,
+            compute_dtype=compute,
+            dense_dtype=self._dense_dtype(),
+            lm_head_dtype=self.config.lm_head_dtype,
+            model_config=self.model_config,
+        )
+        plan = methods.plan(method, options, context)
+        check_groups(plan.spec, self.shape)
+        return plan
+
+    def settings(self, plan: QuantizationPlan) -> RunSettings:
+        """Return what a forecast of this plan reads."""
+        _, arithmetic = expected_dtypes(self.device, self.config.compute_dtype)
+        config = self.config.with_changes(peft_config=plan.adapter.kind, use_rslora=False, init_lora_weights="default")
+        return RunSettings.of(config, plan, device=self.device, arithmetic=arithmetic, **self.known)
+
+    def forecast(self, plan: QuantizationPlan) -> Forecast:
+        """Return the forecast of a plan."""
+        return forecast_run(self.shape, self.settings(plan), self.constants)
+
+    def adapter(self, kind: str | None = None) -> AdapterPlan:
+        """Return the adapter asked for, or one of another kind with its settings as far as they fit that kind."""
+        asked = self.config.adapter_plan(recommend_rank(self.shape.parameters))
+        if kind is None or kind == asked.kind:
+            return asked
+        return replace(asked, kind=kind, use_rslora=False, init_lora_weights="default")
+
+    def _dense_dtype(self) -> str:
+        keeps = not self.config.merge_after_train and self.config.peft_config != "NoPeft"
+        return self.shape.dtype if keeps and self.shape.dtype in DENSE_BITS else self.config.save_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One method with one kind of adapter: a forecast, or the reason why there is none."""
+
+    method: str
+    kind: str
+    forecast: Forecast | None
+    reason: str = ""
+
+
+def asked(config: RunConfig, *, known: Mapping[str, Any]) -> Asked:
+    """Return what is asked about.
+
+    Raises:
+        UsageError: the model cannot be read.
+    """
+    device = device_types()[0] if config.device == "auto" else config.device.partition(":")[0]
+    data, file = read_config(config.model_name_or_path, revision=config.revision)
+    shape = read_shape(config.model_name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    return Asked(config, shape, device, data, constants_for(device, default_root()), known, file is None)
+
+
+def cells(question: Asked, methods: Methods) -> list[Cell]:
+    """Return every method that works on a base with every kind of adapter, options as asked or the method's defaults."""
+    found = []
+    for name in methods.names:
+        if Stage.BASE not in methods.info(name).stages:
+            continue
+        options = question.config.method_options if name == question.config.quant_method else {}
+        found += [_cell(question, methods, name, kind, options) for kind in PEFT_KINDS]
+    return found
+
+
+def _cell(question: Asked, methods: Methods, name: str, kind: str, options: Mapping[str, Any]) -> Cell:
+    try:
+        plan = question.plan_of(methods, name, question.adapter(kind), options)
+        if plan.adapter.kind != kind:
+            return Cell(name, kind, None, " ".join(plan.notes))
+        return Cell(name, kind, question.forecast(plan))
+    except QuantkitError as error:
+        return Cell(name, kind, None, str(error))

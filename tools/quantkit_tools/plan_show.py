@@ -1,0 +1,171 @@
+"""How is a forecast shown? The moments of the run, what the largest of them is made of, and what follows from it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from quantkit.console import Column, format_bytes, format_duration, say, table
+from quantkit.forecasting.constants import GIB, MIB, Constants
+from quantkit.forecasting.forecast import Forecast
+from quantkit.forecasting.settings import RunSettings
+from quantkit.forecasting.timing import Timing
+from quantkit.plan import PEFT_KINDS
+from quantkit_tools.plan_settings import Asked, Cell
+
+MOMENTS = {
+    "load": "load the base",
+    "start": "ready to train",
+    "loss": "loss of the fullest batch",
+    "backward": "backward pass",
+    "step": "optimizer step",
+    "merge": "fold in, in memory",
+    "save": "save, load again, compare",
+}
+"""Moment → what happens."""
+BUNDLED = "sizes as quantkit knows them by this name; no file of the model was found here, and the hub was not asked"
+
+
+def show_run(forecast: Forecast, time: Timing, *, bundled: bool = False) -> None:
+    """Print one run's forecast."""
+    shape, settings, largest = forecast.shape, forecast.settings, forecast.largest
+    rows = [
+        [
+            MOMENTS[moment.name],
+            format_bytes(moment.size_bytes),
+            format_bytes(forecast.total(moment)),
+            "peak" if moment is largest else "",
+        ]
+        for moment in forecast.moments
+        if moment.items
+    ]
+    columns = [Column("moment"), Column("counted", "right"), Column(_whole(settings.device), "right"), Column("")]
+    title = f"{shape.name} ({shape.parameters / 1e9:,.2f} B), {settings.plan.method}, {settings.adapter.label}"
+    table(title, columns, rows)
+    table(
+        f"At the peak: {MOMENTS[largest.name]}",
+        [Column("item"), Column("size", "right"), Column("share", "right")],
+        [[name, format_bytes(size), f"{size / forecast.peak_bytes:.0%}"] for name, size in _items(forecast)],
+    )
+    if forecast.devices:
+        rows = [[f"GPU {item['device']}", format_bytes(item["size_bytes"])] for item in forecast.devices]
+        table(f"Training on {settings.processes} ({settings.strategy})", ["device", Column("counted", "right")], rows)
+    table("In all", ["", ""], _summary(forecast, time, bundled=bundled))
+
+
+def _items(forecast: Forecast) -> Iterable[tuple[str, int]]:
+    """Yield what the peak is made of, the largest first, small things together, then what is not counted."""
+    largest = forecast.largest
+    items = sorted(largest.items.items(), key=lambda item: -item[1])
+    yield from (item for item in items if item[1] >= MIB)
+    if small := sum(size for _, size in items if size < MIB):
+        yield "smaller ones", small
+    yield ("libraries" if forecast.settings.device == "cpu" else "CUDA's context"), forecast.beyond
+    yield "held by the allocator", round(forecast.slack * largest.size_bytes)
+
+
+def _summary(forecast: Forecast, time: Timing, *, bundled: bool) -> list[list[object]]:
+    settings, (low, high) = forecast.settings, forecast.interval
+    step_s, run_s = time.seconds_of(settings.processes if settings.strategy in ("ddp", "fsdp") else 1)
+    peak = f"{format_bytes(forecast.peak_bytes)}, between {format_bytes(low)} and {format_bytes(high)}"
+    rows: list[list[object]] = [
+        ["peak", f"{peak} ({coverage(forecast.constants)})"],
+        ["settings", settings_text(settings)],
+        ["trains", f"{forecast.trained_parameters:,} parameters, computing in {settings.arithmetic} on {settings.device}"],
+        ["writes", f"{format_bytes(forecast.disk_bytes)} to disk, one checkpoint counted"],
+    ]
+    rows += [["model", BUNDLED]] if bundled else []
+    rows += [["on the CPU", format_bytes(forecast.host_bytes)]] if forecast.host_bytes else []
+    rows += [["arithmetic", f"{time.flops_per_token / 1e9:,.2f} GFLOP a token"]]
+    if time.rate is None or step_s is None:
+        rows.append(["time", "not known: no run here kept a forecast; --measure, or --tokens-per-s N"])
+    else:
+        run = f", {format_duration(run_s)} for {time.steps:,} steps" if run_s is not None and time.steps else ""
+        rows.append(["time", f"{format_duration(step_s)} a step{run} ({time.rate.source})"])
+    return [*rows, *(["note", note] for note in forecast.notes)]
+
+
+def settings_text(settings: RunSettings) -> str:
+    """Return what of the settings decides memory, in words."""
+    parts = [f"{settings.rows} rows of up to {settings.length} tokens"]
+    parts += [f"{settings.accumulation} batches a step"] if settings.accumulation > 1 else []
+    parts += [f"recompute {settings.recompute}", settings.optim]
+    parts += ["activations offloaded"] if settings.offload else []
+    parts += [f"{settings.processes} processes ({settings.strategy})"] if settings.processes > 1 else []
+    return ", ".join(parts)
+
+
+def coverage(constants: Constants) -> str:
+    """Return how often the interval holds, as far as that was measured."""
+    if constants.coverage is None:
+        return "a guess: not calibrated on any run"
+    return f"{constants.coverage:.0%} of runs, by {constants.runs} measured ones"
+
+
+def show_cells(question: Asked, found: list[Cell]) -> None:
+    """Print all methods and adapters, and why some cells are empty."""
+    by_method: dict[str, dict[str, Cell]] = {}
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for cell in found:
+        by_method.setdefault(cell.method, {})[cell.kind] = cell
+        if cell.reason:
+            reason = cell.reason.replace(f"but {cell.method} quantizes", "but the method quantizes")
+            reasons.setdefault(reason, {}).setdefault(cell.method, []).append(cell.kind)
+    rows = [[method, *(_cell_text(kinds[kind]) for kind in PEFT_KINDS), _base(kinds)] for method, kinds in by_method.items()]
+    kinds = [Column(question.adapter(kind).label, "right") for kind in PEFT_KINDS]
+    shape, device = question.shape, question.device
+    table(
+        f"{shape.name}: {shape.parameters / 1e9:,.2f} B parameters, {device}",
+        [Column("GiB"), *kinds, Column("the base while training", priority=1)],
+        rows,
+    )
+    for line in _caption(question, found):
+        say(line, style="dim")
+    if reasons:
+        table("Not possible", ["what", "why"], [[_which(cells), reason] for reason, cells in reasons.items()])
+
+
+def _caption(question: Asked, found: list[Cell]) -> Iterable[str]:
+    some = next((cell.forecast for cell in found if cell.forecast is not None and cell.kind != "NoPeft"), None)
+    if some is None:
+        return
+    yield f"peak of training, {_whole(question.device)}: {settings_text(some.settings)}"
+    if some.settings.merges:
+        size = max(some.total(some.moment(name)) for name in ("merge", "save"))
+        yield (
+            f"folding in at a run's end takes {size / GIB:,.1f} GiB; with --no-merge-after-train, quantkit merge does it later,"
+            " a tensor at a time"
+        )
+    yield f"forecasts are {coverage(question.constants)}; one run in detail: --quant-method NAME"
+    if question.bundled:
+        yield BUNDLED
+
+
+def _which(cells: dict[str, list[str]]) -> str:
+    """Return the cells of one reason.
+
+    >>> _which({"GPTQ": ["LoRa", "DoRa"], "AWQ": ["LoRa", "DoRa"], "QLORA": ["NoPeft"]})
+    'GPTQ, AWQ: LoRa, DoRa; QLORA: NoPeft'
+    """
+    methods: dict[tuple[str, ...], list[str]] = {}
+    for method, kinds in cells.items():
+        methods.setdefault(tuple(kinds), []).append(method)
+    parts = [(names, "all" if len(kinds) == len(PEFT_KINDS) else ", ".join(kinds)) for kinds, names in methods.items()]
+    return "; ".join(f"{', '.join(names)}: {kinds}" for names, kinds in parts)
+
+
+def _cell_text(cell: Cell) -> str | None:
+    return None if cell.forecast is None else f"{cell.forecast.total(cell.forecast.training) / GIB:,.2f}"
+
+
+def _base(kinds: dict[str, Cell]) -> str | None:
+    """Return how a method's base is held while adapters are trained on it."""
+    found: Any = next((cell.forecast for cell in kinds.values() if cell.forecast is not None), None)
+    adapted = next((cell.forecast for kind, cell in kinds.items() if cell.forecast is not None and kind != "NoPeft"), found)
+    if adapted is None:
+        return None
+    settings = adapted.settings
+    name = str(next(iter(adapted.moment("step").items)))
+    return name if settings.plan.spec.is_quantized else f"{name} in {settings.held_dtype(adapted.shape.dtype)}"
+
+
+def _whole(device: str) -> str:
+    return "resident" if device == "cpu" else "of the GPU"
