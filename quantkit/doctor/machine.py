@@ -14,6 +14,7 @@ from typing import Any
 
 from quantkit.doctor.findings import Finding
 from quantkit.layout import format_bytes
+from quantkit.memory import free_bytes
 
 CAPABILITIES = {
     "avx2": "AVX2",
@@ -48,6 +49,7 @@ class Machine:
     """Cores that affinity and the container's quota leave to this process."""
     memory_bytes: int
     available_bytes: int
+    """What machine and container leave to this process."""
     memory_limit_bytes: int | None
     """Limit of the container; None where there is none."""
     gpus: tuple[str, ...]
@@ -82,7 +84,6 @@ def read_machine(root: Path = ROOT) -> Machine:
     named = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", info, flags=re.MULTILINE)
     flags = frozenset(named[1].split()) if named else frozenset()
     model = re.search(r"^model name\s*:\s*(.*)$", info, flags=re.MULTILINE)
-    memory = psutil.virtual_memory()
     limit = _memory_limit(root)
     driver = re.search(r"\s(\d+(?:\.\d+)+)\s", _text(root / "proc/driver/nvidia/version"))
     return Machine(
@@ -92,8 +93,8 @@ def read_machine(root: Path = ROOT) -> Machine:
         flags=flags,
         cores=os.cpu_count() or 1,
         usable_cores=_usable_cores(root),
-        memory_bytes=int(memory.total),
-        available_bytes=min(int(memory.available), limit or NO_LIMIT),
+        memory_bytes=int(psutil.virtual_memory().total),
+        available_bytes=min(free_bytes("cpu"), limit or NO_LIMIT),
         memory_limit_bytes=limit,
         gpus=tuple(_gpu_names(root)),
         gpu_driver=driver[1] if driver else None,
