@@ -21,7 +21,8 @@ from quantkit.adapters import (
 from quantkit.bases import as_stored, stored_format, stored_kwargs, with_packed_layers
 from quantkit.calibration import Calibration, QuantizationWork
 from quantkit.environment import quiet_libraries
-from quantkit.errors import UsageError, VerificationError
+from quantkit.errors import QuantkitError, UsageError, VerificationError
+from quantkit.files import read_json
 from quantkit.headers import refuse_links_out
 from quantkit.layers import linear_layers
 from quantkit.measure import MEASURED, check_model, loaded_spec
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+SMALL_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json")
 quiet_libraries()
 
 
@@ -251,6 +253,9 @@ def refuse_missing_folder(path: str) -> None:
     """Refuse what is meant as a local folder and is none, and a folder with links that lead out of it; hub ids pass."""
     if (folder := Path(path).expanduser()).is_dir():
         refuse_links_out(folder)
+        for name in SMALL_FILES:
+            if (folder / name).is_file() and not isinstance(data := read_json(folder / name), dict):
+                raise UsageError(f"{folder / name}: holds {type(data).__name__}, not an object of settings")
         return
     if Path(path).is_file():
         raise UsageError(f"{path}: a file; a model is a folder with config.json, or a hub id")
@@ -284,7 +289,9 @@ def one_line(path: str, what: str) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except QuantkitError:
+        raise
+    except Exception as error:  # libraries raise all there is on files that are not what they expect
         if isinstance(error, OSError) and not Path(path).exists():
             raise UsageError(
                 f"{path}: no such folder, and the hub gave no {what} of this name ({_first_line(error)}); check the spelling,"

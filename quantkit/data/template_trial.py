@@ -10,8 +10,9 @@ import subprocess
 import sys
 from functools import cache
 
-SECONDS = 2
+SECONDS = 1
 """Processor time for a conversation of four turns; real templates take milliseconds."""
+PATIENCE_S = 60
 MEMORY_BYTES = 1 << 30
 LONGEST = 1_000_000
 """Characters of four short turns; real templates write hundreds."""
@@ -37,12 +38,12 @@ def fault_of_template(template: str) -> str:
             capture_output=True,
             text=True,
             check=False,
-            timeout=SECONDS * 12,
+            timeout=PATIENCE_S,
         )
     except subprocess.TimeoutExpired:
-        return f"it does not end within {SECONDS * 12} seconds"
+        return f"it does not end within {PATIENCE_S} seconds"
     if done.returncode < 0:
-        return f"it does not end within {SECONDS} seconds of computing, or needs more memory than {MEMORY_BYTES >> 20} MiB"
+        return f"it does not end within {SECONDS} s of computing, or needs more memory than {MEMORY_BYTES >> 20} MiB"
     said = done.stdout.strip().splitlines()
     return said[-1] if said else ""
 
