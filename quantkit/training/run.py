@@ -18,6 +18,7 @@ from quantkit.layers import bare_model
 from quantkit.plan import QuantizationPlan
 from quantkit.processes import is_first, world_size
 from quantkit.training.guards import check_learned
+from quantkit.training.heap import give_back, held_small
 from quantkit.training.interrupt import interruptible
 from quantkit.training.offload import check_offloading
 from quantkit.training.precision import training_dtypes
@@ -122,11 +123,13 @@ def train(
         if held_out and checkpoint is None:
             state.evaluation_loss_before = loss_of_held_out()
         start, fused, recomputed = state.step, 0, 0
+        give_back()  # what loading left
         if start < total:
             with (
                 rows_apart(model) if levers.padding_free else nullcontext(),
                 fused_adapters(model, arithmetic=state.arithmetic_dtype, wanted=config.fused_adapters, notice=first) as fused,
                 mlps_recomputed(model, wanted=recompute_of(config) == "selective", notice=first) as recomputed,
+                held_small(model, device, wanted=recompute_of(config) != "none"),
                 _shown(trainer, total - start, start) as watch.progress,
             ):
                 trainer.train_or_save(checkpoint)

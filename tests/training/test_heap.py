@@ -1,0 +1,57 @@
+"""Is memory given back while blocks run, and only where it was asked for?"""
+
+import ctypes
+from itertools import chain, repeat
+from typing import Any
+
+import pytest
+import torch
+
+from quantkit.training import heap
+from quantkit.training.heap import give_back, held_small
+from tests.training.families import family
+
+IDS = torch.tensor([[1, 2, 3]])
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library has no malloc_trim")
+def test_giving_back_returns_free_pages_between_tensors_that_live_on() -> None:
+    torch.empty(2**25 // 4).zero_()  # raises the size from which glibc maps memory by itself
+    tensors = [torch.ones(2**20 // 4) for _ in range(256)]
+    kept = tensors[1::2]
+    before = heap._resident_bytes()
+    del tensors
+    give_back()
+    assert before - heap._resident_bytes() > 64 * 2**20
+    assert all(float(item[0]) == 1 for item in kept)
+
+
+def test_blocks_ask_for_it_when_the_process_has_grown_and_no_longer_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls, looks = family("Llama"), [], []
+    sizes = chain([100, 100, 100 + heap.GROWTH_BYTES + 1, 150], repeat(150 + heap.GROWTH_BYTES))
+    monkeypatch.setattr(heap, "_resident_bytes", lambda: looks.append(1) or next(sizes))
+    monkeypatch.setattr(heap, "_trim", lambda: lambda _: calls.append(1))
+    with held_small(model, "cpu", wanted=True):
+        model(input_ids=IDS)  # as before at the first block, larger at the second, then not much larger than after giving back
+        assert calls == [1]
+    before = len(looks)
+    model(input_ids=IDS)
+    assert len(looks) == before
+
+
+@pytest.mark.parametrize(("device", "wanted"), [("cuda:0", True), ("cpu", False)])
+def test_nothing_is_watched_elsewhere(device: str, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> int:
+        raise AssertionError("looked at memory")
+
+    monkeypatch.setattr(heap, "_resident_bytes", never)
+    with held_small(family("Llama"), device, wanted=wanted):
+        pass
+
+
+def test_a_model_without_blocks_and_another_c_library_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with held_small(torch.nn.Linear(2, 2), "cpu", wanted=True):
+        pass
+    monkeypatch.setattr(heap.sys, "platform", "darwin")
+    assert heap._trim() is None
+    give_back()
