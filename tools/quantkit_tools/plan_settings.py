@@ -65,8 +65,7 @@ class Asked:
     def settings(self, plan: QuantizationPlan) -> RunSettings:
         """Return what a forecast of this plan reads."""
         _, arithmetic = expected_dtypes(self.device, self.config.compute_dtype)
-        config = self.config.with_changes(peft_config=plan.adapter.kind, use_rslora=False, init_lora_weights="default")
-        return RunSettings.of(config, plan, device=self.device, arithmetic=arithmetic, **self.known)
+        return RunSettings.of(self.config, plan, device=self.device, arithmetic=arithmetic, **self.known)
 
     def forecast(self, plan: QuantizationPlan) -> Forecast:
         """Return the forecast of a plan."""

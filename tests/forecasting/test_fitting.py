@@ -1,0 +1,104 @@
+"""Are the settings that fit the first in the stated order, and is all said that they give up?"""
+
+import pytest
+
+from quantkit.errors import UsageError
+from quantkit.forecasting import CONSTANTS, read_shape
+from quantkit.forecasting.constants import GIB
+from quantkit.forecasting.fitting import fits
+from quantkit.forecasting.machine import cpu_flags, expected_dtypes
+from quantkit.forecasting.sizes import parse_bytes
+from quantkit.forecasting.timing import flops_per_token, measured_rate, rate_of_tokens, timing
+from quantkit.plan import AdapterPlan
+from tests.forecasting.runs import FULL, INT8, NF4, plan, settings
+
+SHAPE = read_shape("meta-llama/Llama-3.2-3B")
+START = settings(rows=8, length=1024)
+PLANS = [plan(), plan(INT8), plan(NF4, optim="paged_adamw_32bit")]
+
+
+def first(room_gib, **named):
+    return list(fits(SHAPE, START, PLANS, round(room_gib * GIB), CONSTANTS, **named))
+
+
+def test_with_room_nothing_is_given_up():
+    found = first(200)
+    assert found[0].given_up == ()
+    assert found[0].forecast.settings == START
+
+
+def test_batches_recomputing_and_folding_in_go_before_the_bases_precision():
+    found = first(10)[0]
+    assert found.forecast.settings.plan.method == "NoQuant"
+    assert found.given_up == ("batches of 1, 8 of them a step", "recompute selective", "folded in afterwards (quantkit merge)")
+
+
+def test_preferring_speed_gives_up_precision_before_recomputing():
+    found = first(10, prefer="speed")[0]
+    assert found.forecast.settings.plan.method != "NoQuant"
+    assert found.forecast.settings.recompute == "none"
+
+
+def test_rank_goes_before_length_and_only_when_no_base_fits():
+    start = settings(adapter=AdapterPlan(r=256), rows=8, length=1024)
+    found = next(iter(fits(SHAPE, start, PLANS, round(4.5 * GIB), CONSTANTS)))
+    assert found.given_up[0] == "the base in nf4 (QLORA)"
+    assert found.forecast.settings.adapter.r < 256
+    assert found.forecast.settings.adapter.lora_alpha == 32 * found.forecast.settings.adapter.r / 256
+    assert found.forecast.settings.length == 1024
+    shorter = next(iter(fits(SHAPE, START, PLANS, round(3.2 * GIB), CONSTANTS)))
+    assert (shorter.forecast.settings.length, shorter.given_up[-1]) == (256, "rows of 256 tokens")
+
+
+def test_whatever_fits_is_no_larger_than_the_room_and_nothing_fits_nowhere():
+    for room in (4.05, 6, 10, 24):
+        assert all(found.forecast.peak_bytes <= room * GIB for found in first(room))
+    assert first(1) == []
+
+
+def test_a_run_of_all_weights_may_take_an_optimizer_in_eight_bits():
+    start = settings(adapter=FULL, rows=2, merges=False)
+    found = next(iter(fits(SHAPE, start, [plan(adapter=FULL)], 34 * GIB, CONSTANTS)))
+    assert found.forecast.settings.optim == "paged_adamw_8bit"
+    assert "optimizer paged_adamw_8bit" in found.given_up
+
+
+@pytest.mark.parametrize("text", ["", "eight", "-1GiB", "0", "8 giraffes"])
+def test_what_is_no_amount_of_memory_is_refused(text):
+    with pytest.raises(UsageError, match="an amount of memory is wanted"):
+        parse_bytes(text, where="--fit")
+
+
+def test_training_all_weights_takes_six_operations_a_weight_and_recomputing_two_more():
+    linear, head = SHAPE.linear_weights, SHAPE.head.weights
+    attention = 2 * 28 * 24 * 128 * 512
+    full = flops_per_token(SHAPE, settings(adapter=FULL))
+    assert full == 6 * (linear + head) + 3 * attention
+    assert flops_per_token(SHAPE, settings(adapter=FULL, recompute="full")) == full + 2 * linear + attention
+    assert flops_per_token(SHAPE, settings(supervised=128)) < flops_per_token(SHAPE, settings())
+
+
+def test_time_is_the_arithmetic_by_the_rate():
+    given = settings(rows=4, accumulation=2, steps=10, mean_length=100)
+    found = timing(SHAPE, given, rate_of_tokens(50, SHAPE, given))
+    assert found.tokens_per_s == pytest.approx(50)
+    assert found.seconds_of(1) == pytest.approx((800 / 50, 8000 / 50))
+    assert timing(SHAPE, given, None).seconds_of(1) == (None, None)
+
+
+def test_a_rate_is_measured_by_one_product():
+    rate = measured_rate("cpu", "float32")
+    assert rate.flops_per_s > 1e8
+    assert "94% of" in rate.source
+    assert "one float32 product here" in rate.source
+
+
+def test_data_types_are_told_by_the_processors_flags(monkeypatch, tmp_path):
+    file = tmp_path / "cpuinfo"
+    monkeypatch.setattr("quantkit.forecasting.machine.CPUINFO", file)
+    assert cpu_flags() == set()
+    for flags, wanted in (("sse", "float32"), ("avx512_bf16", "bfloat16")):
+        file.write_text(f"processor : 0\nflags : fpu {flags}\n")
+        assert expected_dtypes("cpu") == ("float32", wanted)
+    file.write_text("flags : amx_tile amx_bf16\n")
+    assert expected_dtypes("cpu") == ("bfloat16", "bfloat16")
