@@ -20,6 +20,7 @@ from quantkit.data.schemas import Conversation
 IGNORED = -100
 """Label of a token that is not learnt, as PyTorch's cross entropy has it."""
 ROWS_AT_ONCE = 512
+CUT_OFF = "response cut off by max_length"
 THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 
@@ -189,7 +190,7 @@ def _label(item: _Rendered, ids: list[int], ranges: Sequence[tuple[int, int]], m
             f"no token of the response {shown(item.spans[-1].content)} is left: the prompt has {ranges[0][0]} tokens,"
             f" max_length is {max_length}",
             column=item.column,
-            reason="response cut off by max_length",
+            reason=CUT_OFF,
         )
     return row
 

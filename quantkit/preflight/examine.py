@@ -104,11 +104,12 @@ def _figures(report: DataReport) -> list[tuple[str, str]]:
     return [
         ("rows", f"{report.rows_used:,} of {report.rows_read:,}"),
         ("read as", report.kind),
-        ("learnt tokens per row: least", f"{counts.minimum:,}"),
-        ("learnt tokens per row: 1st percentile", f"{counts.p1:,}"),
-        ("learnt tokens per row: median", f"{counts.median:,}"),
-        ("learnt tokens", f"{counts.total:,} of {report.tokens:,} ({100 * counts.total / report.tokens:.1f} %)"),
+        ("learnt of a row, least", f"{counts.minimum:,}"),
+        ("learnt of a row, p1", f"{counts.p1:,}"),
+        ("learnt of a row, median", f"{counts.median:,}"),
+        ("learnt tokens", f"{counts.total:,} ({100 * counts.total / report.tokens:.1f} %)"),
+        ("all tokens", f"{report.tokens:,}"),
         ("rows cut", f"{report.truncated:,} ({100 * report.truncated / report.rows_used:.1f} %)"),
-        ("longest row, after cutting", f"{report.longest:,} tokens"),
-        ("rows that repeat an earlier one", f"{report.duplicates:,}"),
+        ("longest row", f"{report.longest:,} tokens"),
+        ("repeated rows", f"{report.duplicates:,}"),
     ]

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
+from quantkit.data.encode import CUT_OFF
 from quantkit.data.findings import normalised, shown
 from quantkit.data.prepare import ReadSet
 from quantkit.data.schemas import Conversation
@@ -40,7 +41,8 @@ def unusable(look: Look) -> Iterator[Finding]:
         for reason, count in part.findings.dropped.items():
             found = f"{label}{of_all(count, total)} cannot be learnt from: {reason}; first"
             found += f" {without_folders(part.findings.first_of[reason][1], part)}"
-            advice = "such rows are left out" if drops else "correct them, or leave them out with on_bad_rows=drop"
+            mend = "raise max_length" if reason == CUT_OFF else "correct them"
+            advice = "such rows are left out" if drops else f"{mend}, or leave them out with on_bad_rows=drop"
             yield Finding("warning" if drops else "error", "unusable rows", found, advice)
         if not part.encoded.rows:
             yield Finding("error", "unusable rows", f"{label}none of {total:,} rows can be used", "correct the data")

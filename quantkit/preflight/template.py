@@ -29,12 +29,12 @@ def conversions(look: Look) -> Iterator[Finding]:
             told.add((column, what))
             if what == NUMBERS:
                 advice = "the number stands in the text that is learnt"
-                yield Finding("repaired", "values that are no text", f"{label}{line}; {_of_number(look)}", advice)
+                yield Finding("repaired", "conversions", f"{label}{line}; {_of_number(look)}", advice)
             elif what == SYSTEM_MOVED:
                 advice = "the system turn stands first, where templates look for it"
                 yield Finding("repaired", "order of turns", f"{label}{line}", advice)
             else:
-                yield Finding("repaired", "values that are no text", f"{label}{line}")
+                yield Finding("repaired", "conversions", f"{label}{line}")
 
 
 def _of_number(look: Look) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from quantkit.data.packing import packs
-from quantkit.preflight.finding import Finding, of_all
+from quantkit.preflight.finding import Finding, Severity, of_all
 from quantkit.preflight.look import Look, place, texts_of
 
 LONG_ENOUGH = 200
@@ -115,7 +115,7 @@ def positions(look: Look) -> Iterator[Finding]:
         if longer:
             found = f"{label}{of_all(len(longer), len(part.encoded.rows))} are longer than the {limit:,} positions of the model"
             found += "; it has no embedding for later ones" if look.model.learnt_positions else ""
-            severity = "error" if look.model.learnt_positions else "warning"
+            severity: Severity = "error" if look.model.learnt_positions else "warning"
             yield Finding(severity, "positions", f"{found}; first {place(part, longer[0])}", f"set max_length={limit} or less")
 
 

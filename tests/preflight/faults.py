@@ -101,7 +101,7 @@ def of_words(folder: Path) -> None:
 FAULTS = {
     "numbers in a template that drops what is no text": Fault(
         [{"question": f"{n}+1?", "answer": float(n + 1)} for n in range(12)],
-        "values that are no text",
+        "conversions",
         "12 numbers converted, 1.0 → '1'; the chat template would have written nothing for a number",
         with_template(templates.QWEN3_LIKE),
         repaired="12<|im_end|>",

@@ -224,7 +224,7 @@ def test_a_template_that_marks_answers_is_not_said_to_lack_marks(tokenizer: Any,
 def test_what_the_template_would_have_made_of_numbers_is_said(tokenizer: Any, write: Write, template: str, said: str) -> None:
     tokenizer.chat_template = template
     rows = [{"question": f"{n}?", "answer": float(n)} for n in range(3)]
-    assert said in only(examined(tokenizer, write(rows)), "values that are no text").found
+    assert said in only(examined(tokenizer, write(rows)), "conversions").found
 
 
 def test_a_template_without_a_system_role_an_end_or_marks_is_repaired(tokenizer: Any, write: Write) -> None:

@@ -7,7 +7,7 @@ make the exit code 3. Finding out from the trained model is the alternative, and
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantkit import console
 from quantkit.config import RunConfig
@@ -67,10 +67,10 @@ def look_at(config: RunConfig, *, rows: int) -> "Preflight":
     from quantkit.preflight import ModelFacts, examine, unreadable
     from quantkit.skeleton import read_stop_tokens
 
-    model, where = config.model_name_or_path, {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    facts = ModelFacts.read(model, **where)
-    tokenizer: Any = load_tokenizer(model, **where)
-    stops = read_stop_tokens(model, tokenizer, revision=config.revision)
+    model, revision, trust = config.model_name_or_path, config.revision, config.trust_remote_code
+    facts = ModelFacts.read(model, revision=revision, trust_remote_code=trust)
+    tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust)
+    stops = read_stop_tokens(model, tokenizer, revision=revision)
     try:
         ChatFormat(tokenizer, stops)
     except UsageError as error:
