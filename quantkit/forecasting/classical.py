@@ -104,7 +104,13 @@ def _sizes(adapter: AdapterPlan, **case: Any) -> tuple[float, ...]:
 def _forecast(model: str, *, adapter: AdapterPlan, spec: QuantizationSpec | None = None, **settings: Any) -> Forecast:
     spec = spec or QuantizationSpec.dense("bfloat16")
     plan = QuantizationPlan(method=spec.method, stage=Stage.BASE, spec=spec, adapter=adapter)
-    known = {"rows": 1, "length": LENGTH, "recompute": "full", "merges": False, "optim": "adamw_torch_fused"} | settings
+    known: dict[str, Any] = {
+        "rows": 1,
+        "length": LENGTH,
+        "recompute": "full",
+        "merges": False,
+        "optim": "adamw_torch_fused",
+    } | settings
     return forecast_run(read_shape(model), RunSettings(plan=plan, device="cuda", **known), Constants())
 
 

@@ -13,7 +13,7 @@ from quantkit.forecasting.constants import GIB, Constants
 from quantkit.forecasting.forecast import Forecast, forecast_run
 from quantkit.forecasting.reading import read_shape
 from quantkit.forecasting.settings import RunSettings
-from quantkit.plan import AdapterPlan, QuantizationPlan, Stage
+from quantkit.plan import AdapterPlan, PeftKind, QuantizationPlan, Stage
 from quantkit.spec import QuantizationSpec
 
 TOLERANCE = 0.15
@@ -88,6 +88,8 @@ STUDY = "the study (its metadata of Qwen3-8B runs)"
 LADDER = "torchtune's README, Llama-3.2-3B"
 FULL = AdapterPlan(kind="NoPeft")
 
+STUDY_RUNS: tuple[tuple[PeftKind, int, float], ...] = (("LoRa", 256, 20.17), ("DoRa", 256, 20.18), ("VeRa", 512, 16.19))
+
 FIGURES = (
     *(
         Published(
@@ -99,7 +101,7 @@ FIGURES = (
             settings=TRL_RUN,
             stated=f"{TRL}; batch 1, length 1,024, accumulation 8; adapters on q, k, v, o",
         )
-        for kind, rank, gib in (("LoRa", 256, 20.17), ("DoRa", 256, 20.18), ("VeRa", 512, 16.19))
+        for kind, rank, gib in STUDY_RUNS
     ),
     Published(
         name="Qwen3-8B QLoRA-256",

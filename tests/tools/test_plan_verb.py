@@ -174,7 +174,7 @@ def test_tables_fit_into_narrow_and_wide_windows(width, flags, monkeypatch, caps
         (["qwen3-8b", "--quant-method", "SmoothQuantum"], r"no method is called 'SmoothQuantum'"),
         (["qwen3-8b", "--quant-method", "QLORA", "--peft-config", "NoPeft"], r"quantized weights carry no gradients"),
         (["qwen3-8b", "--fits", "8GiB"], r"no flag is called --fits"),
-        (["--calibrate"], r"0 runs on cpu have a forecast beside their measurement"),
+        (["--calibrate"], r"0 artifacts have a forecast beside their measurement"),
     ],
 )
 def test_mistakes_are_one_line(arguments, text):

@@ -43,6 +43,8 @@ class PlanFlags(FileFlags):
     """Time one matrix product here and tell the time from it (imports torch)."""
     calibrate: bool = False
     """Fit the forecast to the runs in the registry, and keep what was found there."""
+    dry_run: bool = False
+    """With --calibrate: print what was found, and keep nothing."""
     json: bool = False
     """Print one JSON object; human text goes to stderr."""
 
@@ -57,9 +59,12 @@ def main(arguments: list[str]) -> int:
     if flags.json:
         console.use_stderr()
     if flags.calibrate:
-        from quantkit_tools.plan_calibrate import calibrate
+        from quantkit_tools.forecast_learning import calibrate
 
-        return calibrate(config.device, json=flags.json)
+        learnt = calibrate(dry_run=flags.dry_run)
+        if flags.json:
+            console.emit_json(learnt)
+        return 0
     if flags.table:
         from quantkit_tools.plan_tables import show_classical
 

@@ -6,7 +6,7 @@ it says so, and a flag overrides it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from quantkit.adapters import recommend_rank
 from quantkit.config import RunConfig
@@ -20,7 +20,7 @@ from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
 from quantkit.forecasting.storage import check_groups
 from quantkit.methods import Methods, require_usable
-from quantkit.plan import PEFT_KINDS, AdapterPlan, PlanContext, QuantizationPlan, Stage
+from quantkit.plan import AdapterPlan, PeftKind, PlanContext, QuantizationPlan, Stage
 from quantkit.spec import DENSE_BITS
 from quantkit_registry.store import default_root
 from quantkit_tools.methods import device_types
@@ -71,7 +71,7 @@ class Asked:
         """Return the forecast of a plan."""
         return forecast_run(self.shape, self.settings(plan), self.constants)
 
-    def adapter(self, kind: str | None = None) -> AdapterPlan:
+    def adapter(self, kind: PeftKind | None = None) -> AdapterPlan:
         """Return the adapter asked for, or one of another kind with its settings as far as they fit that kind."""
         asked = self.config.adapter_plan(recommend_rank(self.shape.parameters))
         if kind is None or kind == asked.kind:
@@ -112,11 +112,11 @@ def cells(question: Asked, methods: Methods) -> list[Cell]:
         if Stage.BASE not in methods.info(name).stages:
             continue
         options = question.config.method_options if name == question.config.quant_method else {}
-        found += [_cell(question, methods, name, kind, options) for kind in PEFT_KINDS]
+        found += [_cell(question, methods, name, kind, options) for kind in get_args(PeftKind)]
     return found
 
 
-def _cell(question: Asked, methods: Methods, name: str, kind: str, options: Mapping[str, Any]) -> Cell:
+def _cell(question: Asked, methods: Methods, name: str, kind: PeftKind, options: Mapping[str, Any]) -> Cell:
     try:
         plan = question.plan_of(methods, name, question.adapter(kind), options)
         if plan.adapter.kind != kind:

@@ -1,14 +1,14 @@
 """How is a forecast shown? The moments of the run, what the largest of them is made of, and what follows from it."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from quantkit.console import Column, format_bytes, format_duration, say, table
 from quantkit.forecasting.constants import GIB, MIB, Constants
 from quantkit.forecasting.forecast import Forecast
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.timing import Timing
-from quantkit.plan import PEFT_KINDS
+from quantkit.plan import PEFT_KINDS, PeftKind
 from quantkit_tools.plan_settings import Asked, Cell
 
 MOMENTS = {
@@ -80,7 +80,8 @@ def _summary(forecast: Forecast, time: Timing, *, bundled: bool) -> list[list[ob
     else:
         run = f", {format_duration(run_s)} for {time.steps:,} steps" if run_s is not None and time.steps else ""
         rows.append(["time", f"{format_duration(step_s)} a step{run} ({time.rate.source})"])
-    return [*rows, *(["note", note] for note in forecast.notes)]
+    rows += [["note", note] for note in forecast.notes]
+    return rows
 
 
 def settings_text(settings: RunSettings) -> str:
@@ -110,7 +111,7 @@ def show_cells(question: Asked, found: list[Cell]) -> None:
             reason = cell.reason.replace(f"but {cell.method} quantizes", "but the method quantizes")
             reasons.setdefault(reason, {}).setdefault(cell.method, []).append(cell.kind)
     rows = [[method, *(_cell_text(kinds[kind]) for kind in PEFT_KINDS), _base(kinds)] for method, kinds in by_method.items()]
-    kinds = [Column(question.adapter(kind).label, "right") for kind in PEFT_KINDS]
+    kinds = [Column(question.adapter(kind).label, "right") for kind in get_args(PeftKind)]
     shape, device = question.shape, question.device
     table(
         f"{shape.name}: {shape.parameters / 1e9:,.2f} B parameters, {device}",
