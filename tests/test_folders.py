@@ -131,6 +131,9 @@ def test_what_a_dead_process_left_goes_and_what_a_living_one_is_at_stays(tmp_pat
         make_folder(tmp_path / "two")
         assert names(tmp_path) == [".foreign.tmp", living.name, "two"]
     assert names(tmp_path) == [".foreign.tmp", "one", "two"]
+    (tmp_path / ".writing-00000000-x").mkdir()  # of another machine, whose lock need not show here
+    assert remove_leftovers(tmp_path) == []
+    assert remove_leftovers(tmp_path, older_than_s=-1) == ["removed .writing-00000000-x"]
     assert remove_leftovers(tmp_path / "nowhere") == []
 
 

@@ -79,11 +79,11 @@ def making(target: Path, *, overwrite: bool = False) -> Iterator[None]:
     name = os.fsencode(f".{target.name}")[: LONGEST_NAME_BYTES - len(MAKING)]
     lock = Lock(target.parent / (os.fsdecode(name) + MAKING))
     try:
-        if not lock.acquire():
-            raise UsageError(f"{target}: another process is making it right now; wait for it, or choose another name")
+        held = lock.acquire()
     except NoLocksError:
-        yield  # two runs of one name then meet at the end, where one is refused
-        return
+        held = True  # two runs of one name then meet at the end, where one is refused
+    if not held:
+        raise UsageError(f"{target}: another process is making it right now; wait for it, or choose another name")
     try:
         refuse_existing(target, overwrite=overwrite)
         yield

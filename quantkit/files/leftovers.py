@@ -2,10 +2,14 @@
 
 Who works in a temporary folder holds a lock on it, which the kernel takes away when the process dies, so leftovers go at the
 next write and living processes are left alone. Going by age, the usual way, keeps gigabytes for a day and still takes a folder
-away from a process that was stopped overnight; it remains for file systems without locks.
+away from a process that was stopped overnight; it remains where a lock says nothing: file systems without locks, and folders of
+other machines, whose locks a shared file system may not show.
 """
 
+import hashlib
 import os
+import platform
+import re
 import shutil
 import tempfile
 import time
@@ -32,7 +36,7 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """
     handle = None
     while True:
-        folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=f"{prefix}{this_machine()}-"))
         try:
             handle = hold(folder)
         except NoLocksError:
@@ -51,8 +55,8 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
 def remove_leftovers(folder: Path, *, older_than_s: float = DAY_S) -> list[str]:
     """Clear away what dead processes left in `folder`; return what was done.
 
-    An artifact that was moved aside to be replaced (`.replaced-*`) and is missing under its name is put back. Where the file
-    system has no locks, only what did not change for `older_than_s` counts as left. What cannot be removed stays.
+    An artifact that was moved aside to be replaced (`.replaced-*`) and is missing under its name is put back. Where locks
+    cannot tell, only what did not change for `older_than_s` counts as left. What cannot be removed stays.
     """
     done: list[str] = []
     try:
@@ -74,6 +78,11 @@ def remove_leftovers(folder: Path, *, older_than_s: float = DAY_S) -> list[str]:
                 continue  # a folder that may be read only: what was moved aside stays where it is
             remove_tree(path)
     return done
+
+
+def this_machine() -> str:
+    """Return eight digits that stand for this machine in the names of temporary folders."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def put_back(folder: Path) -> list[str]:
@@ -133,9 +142,11 @@ def _put_back(aside: Path) -> list[str]:
 def _left(path: Path, older_than_s: float) -> Iterator[bool]:
     """Yield whether a folder was left by a dead process; nobody else clears it away at the same time."""
     handle = None
+    machine = re.fullmatch(r"\.[a-z]+-([0-9a-f]{8})-.*", path.name)
     try:
         handle = hold(path)
-        left = handle is not None
+        foreign = machine is not None and machine[1] != this_machine()
+        left = handle is not None and (not foreign or _idle_s(path) > older_than_s)
     except NoLocksError:
         left = _idle_s(path) > older_than_s
     except OSError:
