@@ -206,7 +206,10 @@ class ChatFormat:
 
 
 def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
-    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    try:
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    except NotImplementedError:  # mistral-common's tokenizers name all of them as their special tokens
+        added = []
     return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
 
 

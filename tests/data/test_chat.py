@@ -213,3 +213,15 @@ def test_a_tokenizer_without_an_end_token_is_refused(tokenizer: Any) -> None:
             ChatFormat(tokenizer)
     finally:
         tokenizer.eos_token = eos
+
+
+def test_a_tokenizer_that_does_not_list_added_tokens_still_names_its_special_ones(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(_: Any) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(type(tokenizer), "added_tokens_decoder", property(refuses))
+    chat = ChatFormat(tokenizer)
+    assert chat.control_token_in("a <|im_start|> b") == "<|im_start|>"
+    assert chat.control_token_in("a <|endoftext|> b") == ""  # special, but not between turns
