@@ -1,19 +1,19 @@
 """How far from the measured peak is the memory that `quantkit train` forecasts before it loads a model?
 
-    python benchmarks/forecast.py [--quick] [--json FILE] [--shapes NAME …] [--calibration FILE] [--at-once N]
+    python benchmarks/forecast.py [--quick] [--json FILE] [--shapes NAME …] [--calibration FILE] [--at-once N] [--fresh]
 
-Runs of a few steps on models with random weights, each by `quantkit train` in a process of its own. The forecast is made of
+Runs of two steps on models with random weights, each by `quantkit train` in a process of its own. The forecast is made of
 configuration and row lengths before weights are read, and stands with the peak, the kernel's own mark of the training stage, in
 the record of the artifact; it is read from there. Memory that the libraries take anyway is part of both numbers, as it is of
 what must fit; the error above it is printed beside. Constants (that memory, and the allocator's share) are fitted on two
-shapes and judged on the other two; `--calibration` writes those fitted on all of them, as quantkit ships them.
-`--quick` makes two runs in one process on small models: it proves that this runs. Exit code 3 when a goal is lost.
+shapes and judged on the other two; `--calibration` writes those fitted on all of them, as quantkit ships them. `--fresh` starts
+each run anew instead of forking it. `--quick` makes two runs on small models: it proves that this runs. Exit code 3 when a goal
+is lost.
 """
 
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,9 +42,7 @@ def main() -> int:
     use_stderr()
     wanted = quick_cases() if arguments.quick else [case for shape in arguments.shapes for case in cases(shape)]
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-        found = measure(
-            wanted, Path(scratch), at_once=arguments.at_once, one_process=arguments.quick, limit_s=arguments.limit_s
-        )
+        found = measure(wanted, Path(scratch), arguments)
     result: dict[str, Any] = {
         "setting": {"shapes": arguments.shapes, "fitted_on": FITTED_ON, "runs": len(wanted), "seed": SEED},
         "environment": describe_environment("cpu") | {"threads": os.environ.get("OMP_NUM_THREADS", "as many as cores")},
@@ -63,35 +61,30 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--calibration", metavar="FILE", type=Path, help="write the constants fitted on all runs there")
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side; their memory is each one's own (default 1)")
     parser.add_argument("--scratch", metavar="DIR", help="where models and artifacts lie for as long as this runs")
-    parser.add_argument("--limit-s", type=int, default=1800, help="seconds after which a run is given up")
+    parser.add_argument("--fresh", action="store_true", help="every run imports the libraries anew")
     return parser.parse_args()
 
 
-def measure(wanted: Sequence[Case], scratch: Path, *, at_once: int, one_process: bool, limit_s: int) -> list[dict[str, Any]]:
+def measure(wanted: Sequence[Case], scratch: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Return of each run its name, shape, and the `memory` of its record, or the error it ended with."""
-    from quantkit.console import say
-
-    jobs = [_job(case, number, scratch, small=one_process) for number, case in enumerate(wanted)]
-
-    def carried_out(numbers: Sequence[int]) -> list[dict[str, Any]]:
-        error = _run([jobs[number] for number in numbers], scratch, limit_s)
-        found = [_found(wanted[number], scratch / f"made-{number}", error) for number in numbers]
-        for number, item in zip(numbers, found, strict=True):
-            say(f"{number + 1} of {len(wanted)}: {item['name']}{': ' + error if error else ''}")
-            shutil.rmtree(scratch / f"made-{number}", ignore_errors=True)
-        return found
-
-    together = [range(len(jobs))] if one_process else [[number] for number in range(len(jobs))]
+    files = [_job(case, number, scratch, small=arguments.quick) for number, case in enumerate(wanted)]
+    at_once = min(arguments.at_once, len(files))
     with ThreadPoolExecutor(at_once) as pool:
-        return [item for found in pool.map(carried_out, together) for item in found]
+        for _ in pool.map(lambda part: _run(part, fresh=arguments.fresh), [files[at::at_once] for at in range(at_once)]):
+            pass
+    return [_found(case, file) for case, file in zip(wanted, files, strict=True)]
 
 
-def _found(case: Case, made: Path, error: str) -> dict[str, Any]:
+def _found(case: Case, file: Path) -> dict[str, Any]:
     from quantkit_registry.records import read_record
 
     item: dict[str, Any] = {"name": case.name, "shape": case.shape}
-    records = [] if error else list(made.glob("*/quantization_metadata.json"))
-    return item | ({"memory": dict(read_record(records[0].parent).memory)} if records else {"error": error or "no artifact"})
+    records = list(file.with_suffix("").glob("*/quantization_metadata.json"))
+    if records:
+        return item | {"memory": dict(read_record(records[0].parent).memory)}
+    log = file.with_suffix(".log")
+    lines = [line.strip() for line in log.read_text().splitlines() if line.strip()] if log.is_file() else []
+    return item | {"error": (lines or ["its process ended without a word"])[-1][:300]}
 
 
 def _job(case: Case, number: int, scratch: Path, *, small: bool) -> Path:
@@ -112,7 +105,7 @@ def _job(case: Case, number: int, scratch: Path, *, small: bool) -> Path:
         "max_steps": case.steps,
         "lora_r": 16,
         "merge_after_train": False,
-        "output_dir": str(scratch / f"made-{number}"),
+        "output_dir": str(scratch / f"run{number}"),
         "device": "cpu",
         "seed": SEED,
         "force": True,
@@ -122,8 +115,8 @@ def _job(case: Case, number: int, scratch: Path, *, small: bool) -> Path:
     return file
 
 
-def _run(jobs: list[Path], scratch: Path, limit_s: int) -> str:
-    """Carry runs out in one process; return "" or the last line of its error."""
+def _run(files: Sequence[Path], *, fresh: bool) -> None:
+    """Carry runs out, one after another, forked from one process or each from its own."""
     environment = {
         **os.environ,
         "CUDA_VISIBLE_DEVICES": "",
@@ -131,15 +124,9 @@ def _run(jobs: list[Path], scratch: Path, limit_s: int) -> str:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": os.pathsep.join(map(str, ROOMS)),
     }
-    command = [sys.executable, str(HERE / "forecast_worker.py"), *map(str, jobs)]
-    try:
-        done = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=limit_s, cwd=scratch, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        return f"given up after {limit_s} s"
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return "" if not done.returncode else (lines or [f"exit code {done.returncode} without a word"])[-1][:300]
+    worker = [sys.executable, str(HERE / "forecast_worker.py")]
+    for command in [[*worker, "--fresh", str(file)] for file in files] if fresh else [[*worker, *map(str, files)]]:
+        subprocess.run(command, check=False, capture_output=True, cwd=files[0].parent, env=environment)
 
 
 if __name__ == "__main__":
