@@ -111,7 +111,11 @@ def advice(found: Foresight, room: int | None = None) -> str:
     """Return which settings fit into the room that is there, or a smaller one, as flags; or that none does."""
     other = nearest(found.forecast, found.room_bytes if room is None else room)
     if other is None:
-        return "no batch size or recomputing makes it fit; choose shorter rows (max_length) or a method that quantizes the base"
+        fit = f"{(found.room_bytes if room is None else room) / 2**30:.3g}GiB"
+        return (
+            f"no batch size or recomputing makes it fit; quantkit plan {found.forecast.shape.name} --fit {fit} looks for other"
+            " methods, ranks and lengths"
+        )
     flags = as_flags(found.forecast.settings, other.settings)
     return f"{flags} learns the same in {format_bytes(other.peak_bytes)}"
 
