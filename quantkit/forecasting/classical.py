@@ -22,8 +22,8 @@ SETTINGS_TEXT = (
     f"Llama-2's sizes; one row of {LENGTH:,} tokens, blocks computed again, LoRA of rank {RANK} on all linear layers, AdamW in"
     " 32 bits, trained weights in float32; allocated by tensors, CUDA's context and fragmentation not counted"
 )
-FACTORY = "LLaMA-Factory's README, estimated"
-QLORA_PAPER = "QLoRA (arXiv:2305.14314), 65B"
+FACTORY = "LLaMA-Factory, estimated"
+QLORA_PAPER = "arXiv:2305.14314, 65B"
 NF4 = QuantizationSpec(method="QLORA", weights_bits=4, weights_dtype="nf4", format="bitsandbytes", double_quant=True)
 
 
@@ -53,7 +53,7 @@ def classical_rows() -> tuple[Row, ...]:
             way="full",
             ours_gib=_sizes(AdapterPlan(kind="NoPeft")),
             theirs=("120 GB", "240 GB", "1200 GB"),
-            source=f"{FACTORY} (14B for 13B)",
+            source=f"{FACTORY}, 14B",
         ),
         Row(
             way="full, all in bfloat16",
@@ -67,7 +67,7 @@ def classical_rows() -> tuple[Row, ...]:
             way="QLoRA, states paged",
             ours_gib=_sizes(AdapterPlan(r=64), spec=NF4, optim="paged_adamw_32bit"),
             theirs=("–", "–", "below 48 GB"),
-            source=f"{QLORA_PAPER}, rank 64 as ours in this row",
+            source=f"{QLORA_PAPER}; rank 64, as ours",
         ),
     )
 

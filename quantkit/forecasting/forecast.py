@@ -9,16 +9,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quantkit.forecasting.activations import Activations, activations
-from quantkit.forecasting.adapters import AdapterSize, adapter_size
+from quantkit.forecasting.activations import activations
+from quantkit.forecasting.adapters import adapter_size
 from quantkit.forecasting.constants import CONSTANTS, Constants
+from quantkit.forecasting.items import (
+    adapter_weights,
+    backward_items,
+    beside_gpus,
+    casting,
+    earlier_gradients,
+    held_activations,
+    held_weights,
+    loaded_weights,
+    merging,
+    quantizing,
+    reading,
+    saving,
+    step_work,
+    workspace,
+    written_bytes,
+)
 from quantkit.forecasting.optimizers import optimizer_states
 from quantkit.forecasting.parallel import described, of_each_device
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
-from quantkit.forecasting.storage import UNPACKED, held_bytes, stored_bytes
 from quantkit.forecasting.timing import flops_per_token
-from quantkit.spec import DENSE_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,23 +152,31 @@ def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants 
     """
     size = adapter_size(shape, settings.adapter)
     kept = activations(shape, settings, size)
-    loaded, weights, adapters = _loaded(shape, settings), held_weights(shape, settings), _adapters(settings, size)
+    loaded, weights, adapters = loaded_weights(shape, settings), held_weights(shape, settings), adapter_weights(settings, size)
     states = optimizer_states(settings.optim)
     state_bytes = states.size(size.trained, settings.trained_bytes)
     on_device = 0 if states.paged and settings.device != "cpu" else state_bytes
     gradients = size.trained * settings.trained_bytes
     notes = [] if states.known else [f"optim {settings.optim} is not known here; its states are counted as AdamW's"]
-    always = weights | adapters | {"optimizer states": on_device, **_workspace(settings, constants)}
+    always = weights | adapters | {"optimizer states": on_device, **workspace(settings, constants)}
     moments = [
-        Moment("load", loaded | _reading(shape, settings)),
-        Moment("start", loaded | adapters | _casting(shape, settings)),
-        Moment("loss", always | _before(settings, gradients) | _held(kept, settings, shape) | {"logits and loss": kept.logits}),
-        Moment("backward", always | _backward(kept, settings, shape, gradients)),
-        Moment("step", always | {"gradients": gradients, "optimizer's working memory": _step_work(settings, size)}),
+        Moment("load", loaded | reading(shape, settings)),
+        Moment("start", loaded | adapters | casting(shape, settings)),
+        Moment(
+            "loss",
+            always
+            | earlier_gradients(settings, gradients)
+            | held_activations(kept, settings, shape)
+            | {"logits and loss": kept.logits},
+        ),
+        Moment("backward", always | backward_items(kept, settings, shape, gradients)),
+        Moment("step", always | {"gradients": gradients, "optimizer's working memory": step_work(settings, size)}),
     ]
+    if settings.quantizes_base:
+        moments.insert(0, Moment("quantize", quantizing(shape, settings)))
     if settings.merges:
-        moments.append(Moment("merge", _merging(shape)))
-        moments.append(Moment("save", _saving(shape, settings)))
+        moments.append(Moment("merge", merging(shape)))
+        moments.append(Moment("save", saving(shape, settings)))
     found, devices = _per_device(moments, shape, settings, weights)
     offloaded = kept.kept(settings.with_changes(offload=False), shape.blocks) if settings.offload else 0
     return Forecast(
@@ -162,8 +185,10 @@ def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants 
         constants=constants,
         moments=tuple(found),
         trained_parameters=size.trained,
-        host_bytes=0 if settings.device == "cpu" else _host(settings, loaded, offloaded, state_bytes if states.paged else 0),
-        disk_bytes=_disk(shape, settings, size) + 4 * size.trained + state_bytes,
+        host_bytes=0
+        if settings.device == "cpu"
+        else beside_gpus(shape, settings, loaded, offloaded, state_bytes if states.paged else 0),
+        disk_bytes=written_bytes(shape, settings, size) + 4 * size.trained + state_bytes,
         notes=tuple(notes),
         devices=devices,
     )
@@ -175,8 +200,8 @@ def _per_device(
     """Return the moments on the fullest of the devices, and the peak of a step on each of them."""
     if settings.strategy == "single":
         return moments, ()
-    if settings.strategy == "fsdp" and settings.device != "cpu":  # each process loads the whole base on the CPU
-        moments = [Moment(item.name, {}) if item.name in ("load", "start") else item for item in moments]
+    if settings.strategy == "fsdp" and settings.device != "cpu":  # each process loads, and the first folds in, on the CPU
+        moments = [item if item.name in STEP[1:] else Moment(item.name, {}) for item in moments]
     mapped = ("load", *STEP) if settings.strategy == "device_map" else STEP[1:]
     each = {item.name: of_each_device(item.items, shape, settings, weights) for item in moments if item.name in mapped}
     fullest = [
@@ -188,111 +213,3 @@ def _per_device(
         name = max(STEP[1:], key=lambda moment: sum(each[moment][number].values()))
         peaks.append(each[name][number])
     return fullest, described(peaks)
-
-
-def held_weights(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
-    """Return what the base takes while it is trained on: quantized or dense layers, and all that no method quantizes."""
-    if settings.adapter.kind == "NoPeft":
-        return {"weights, all of them trained": shape.parameters * settings.trained_bytes}
-    return _frozen(shape, settings, settings.held_dtype(shape.dtype))
-
-
-def _frozen(shape: ModelShape, settings: RunSettings, held: str) -> dict[str, int]:
-    spec = settings.plan.spec
-    layers = sum(held_bytes(spec, layer, held=held) for layer in shape.linears)
-    unpacked = spec.is_quantized and spec.format in UNPACKED
-    name = f"{spec.weights_dtype} weights" + (f", unpacked to {held}" if unpacked else "") if spec.is_quantized else "weights"
-    return {name: layers, "embeddings, head, norms": shape.dense_parameters * DENSE_BITS[settings.dense or held] // 8}
-
-
-def _host(settings: RunSettings, loaded: Mapping[str, int], offloaded: int, paged: int) -> int:
-    """Return what lies on the CPU beside GPUs: each process of FSDP2 loads the whole base there, later it is split."""
-    whole = settings.processes * sum(loaded.values()) if settings.strategy == "fsdp" else 0
-    return max(whole, offloaded + paged)
-
-
-def _adapters(settings: RunSettings, size: AdapterSize) -> dict[str, int]:
-    if settings.adapter.kind == "NoPeft":
-        return {}
-    return {"adapters": size.trained * settings.trained_bytes + size.frozen * 4}
-
-
-def _workspace(settings: RunSettings, constants: Constants) -> dict[str, int]:
-    return {} if settings.device == "cpu" else {"matrix products' workspace": constants.workspace_bytes}
-
-
-def _before(settings: RunSettings, gradients: int) -> dict[str, int]:
-    """Return the gradients that live during a forward pass: those of the passes before it in the same step."""
-    return {"gradients": gradients} if settings.accumulation > 1 else {}
-
-
-def _held(kept: Activations, settings: RunSettings, shape: ModelShape) -> dict[str, int]:
-    return {"activations": kept.kept(settings, shape.blocks) + kept.last + kept.weight_copies}
-
-
-def _backward(kept: Activations, settings: RunSettings, shape: ModelShape, gradients: int) -> dict[str, int]:
-    """Return the larger of the beginning of a backward pass and its end, when all gradients are there."""
-    work = {
-        "activations computed again": kept.again(settings),
-        "gradients of activations": kept.backward,
-        "dequantized weight": kept.dequantized,
-    }
-    begin = _held(kept, settings, shape) | work | _before(settings, gradients)
-    end = {"activations": kept.kept(settings, 1)} | work | {"gradients": gradients}
-    return max(begin, end, key=lambda items: sum(items.values()))
-
-
-def _step_work(settings: RunSettings, size: AdapterSize) -> int:
-    """Return what AdamW makes on the way: on a GPU it works on all tensors at once, unless it is fused or in 8 bits."""
-    plain = settings.optim == "adamw_torch" and settings.device != "cpu"
-    return size.trained * settings.trained_bytes if plain else 0
-
-
-def _loaded(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
-    """Return the weights as they come into memory: in the plan's compute data type, quantized on the way where they are."""
-    loaded = settings.plan.compute_dtype
-    if settings.adapter.kind == "NoPeft":
-        return {"weights": shape.parameters * DENSE_BITS[loaded] // 8}
-    return _frozen(shape, settings, loaded)
-
-
-def _reading(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
-    """Return what reading a tensor takes beside its place: on a GPU nothing, unless it is quantized there."""
-    stored = DENSE_BITS.get(shape.dtype, 32) // 8
-    if settings.device == "cpu":
-        return {"the tensor being read": max(shape.largest, shape.embeddings) * stored}
-    quantized = settings.plan.spec.is_quantized and settings.plan.spec.format not in UNPACKED
-    return {"the layer being quantized": max(layer.weights for layer in shape.linears) * stored} if quantized else {}
-
-
-def _casting(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
-    """Return the copy of the largest tensor that is made where training holds weights in another data type than loading."""
-    whole = settings.adapter.kind == "NoPeft"
-    held = settings.trained_dtype if whole else settings.held_dtype(shape.dtype)
-    if held == settings.plan.compute_dtype:
-        return {}
-    return {"the tensor being cast": max(shape.largest, shape.embeddings) * DENSE_BITS[held] // 8}
-
-
-def _merging(shape: ModelShape) -> dict[str, int]:
-    return {"the folded model in float32": 4 * shape.parameters, "the layer being folded": 3 * 4 * shape.largest}
-
-
-def _saving(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
-    wide = DENSE_BITS[settings.save_dtype] // 8
-    return {"the model to be saved": wide * shape.parameters, "the same, loaded again to compare": wide * shape.parameters}
-
-
-def _disk(shape: ModelShape, settings: RunSettings, size: AdapterSize) -> int:
-    if settings.merges or settings.adapter.kind == "NoPeft":
-        return DENSE_BITS[settings.save_dtype] // 8 * shape.parameters
-    return 4 * (size.trained + size.frozen)
-
-
-def artifact_bytes(shape: ModelShape, settings: RunSettings) -> int:
-    """Return the bytes of the quantized model of a method as its checkpoint holds it, embeddings and head in 16 bits."""
-    spec = settings.plan.spec
-    wide = DENSE_BITS[settings.save_dtype] // 8
-    head = DENSE_BITS.get(spec.lm_head_dtype, 16) // 8
-    dense = shape.dense_parameters * wide + (0 if shape.head is None or shape.tied else shape.head.weights * (head - wide))
-    return sum(stored_bytes(spec, layer, dense=settings.save_dtype) for layer in shape.linears) + dense

@@ -71,6 +71,8 @@ class RunSettings:
     """Whether `torch.compile` fuses the elementwise operations of a block, and of the loss."""
     steps: int | None = None
     """Optimizer steps, where they are known."""
+    calibration_tokens: int = 0
+    """Tokens that a method quantizes the base with, before anything is trained."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "length", "accumulation", "processes"):
@@ -88,6 +90,11 @@ class RunSettings:
     def adapter(self) -> AdapterPlan:
         """Return the adapter that the plan trains."""
         return self.plan.adapter
+
+    @property
+    def quantizes_base(self) -> bool:
+        """Return whether the method makes a quantized base first, an artifact of its own."""
+        return self.plan.spec.is_quantized and self.plan.spec.format in UNPACKED
 
     @property
     def batch_tokens(self) -> int:

@@ -7,7 +7,7 @@ import pytest
 from quantkit.config import RunConfig
 from quantkit.errors import UsageError
 from quantkit.forecasting import Constants, RunSettings, forecast_run, read_shape
-from quantkit.forecasting.forecast import artifact_bytes
+from quantkit.forecasting.items import artifact_bytes
 from quantkit.forecasting.optimizers import optimizer_states
 from quantkit.plan import AdapterPlan
 from tests.forecasting.runs import DENSE, FULL, INT8, LORA, NF4, plan, settings

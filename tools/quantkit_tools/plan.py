@@ -102,7 +102,7 @@ def _known(flags: PlanFlags) -> Mapping[str, Any]:
 def _one(question: Asked, flags: PlanFlags) -> int:
     config, methods = question.config, installed_methods()
     plan = question.plan_of(methods, config.quant_method, question.adapter(), config.method_options)
-    forecast = question.forecast(plan)
+    forecast = question.forecast(plan, methods)
     time = rate_for(question, forecast.settings, given=flags.tokens_per_s, measure=flags.measure)
     if flags.json:
         console.emit_json(forecast.to_dict() | {"time": time.to_dict(flags.processes)})

@@ -40,10 +40,10 @@ def fit_run(question: Asked, methods: Methods, room_bytes: int, *, prefer: Prefe
     """Return what fits; with `chosen`, only with the method that was named."""
     config = question.config
     start = question.plan_of(methods, config.quant_method, question.adapter(), config.method_options)
-    settings = question.settings(start)
+    settings = question.settings(start, methods)
     plans = [start] if chosen else _plans(question, methods, start)
     found = fits(question.shape, settings, plans, room_bytes, question.constants, prefer=prefer)
-    return FitResult(room_bytes, question.forecast(start), tuple(found))
+    return FitResult(room_bytes, question.forecast(start, methods), tuple(found))
 
 
 def _plans(question: Asked, methods: Methods, start: QuantizationPlan) -> list[QuantizationPlan]:

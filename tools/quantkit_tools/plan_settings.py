@@ -62,14 +62,16 @@ class Asked:
         check_groups(plan.spec, self.shape)
         return plan
 
-    def settings(self, plan: QuantizationPlan) -> RunSettings:
+    def settings(self, plan: QuantizationPlan, methods: Methods) -> RunSettings:
         """Return what a forecast of this plan reads."""
         _, arithmetic = expected_dtypes(self.device, self.config.compute_dtype)
-        return RunSettings.of(self.config, plan, device=self.device, arithmetic=arithmetic, **self.known)
+        tokens = self.config.calib_rows * self.config.calib_length if methods.wants_calibration(plan) else 0
+        known = {"calibration_tokens": tokens, **self.known}
+        return RunSettings.of(self.config, plan, device=self.device, arithmetic=arithmetic, **known)
 
-    def forecast(self, plan: QuantizationPlan) -> Forecast:
+    def forecast(self, plan: QuantizationPlan, methods: Methods) -> Forecast:
         """Return the forecast of a plan."""
-        return forecast_run(self.shape, self.settings(plan), self.constants)
+        return forecast_run(self.shape, self.settings(plan, methods), self.constants)
 
     def adapter(self, kind: PeftKind | None = None) -> AdapterPlan:
         """Return the adapter asked for, or one of another kind with its settings as far as they fit that kind."""
@@ -121,6 +123,6 @@ def _cell(question: Asked, methods: Methods, name: str, kind: PeftKind, options:
         plan = question.plan_of(methods, name, question.adapter(kind), options)
         if plan.adapter.kind != kind:
             return Cell(name, kind, None, " ".join(plan.notes))
-        return Cell(name, kind, question.forecast(plan))
+        return Cell(name, kind, question.forecast(plan, methods))
     except QuantkitError as error:
         return Cell(name, kind, None, str(error))

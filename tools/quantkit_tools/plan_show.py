@@ -12,6 +12,7 @@ from quantkit.plan import PEFT_KINDS, PeftKind
 from quantkit_tools.plan_settings import Asked, Cell
 
 MOMENTS = {
+    "quantize": "quantize the base",
     "load": "load the base",
     "start": "ready to train",
     "loss": "loss of the fullest batch",

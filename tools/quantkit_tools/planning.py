@@ -12,7 +12,7 @@ from quantkit.config import RunConfig
 from quantkit.console import table, warn
 from quantkit.errors import UsageError
 from quantkit.methods import Methods, require_usable
-from quantkit.placement import check_placement
+from quantkit.placement import check_placement, check_splitting
 from quantkit.plan import PlanContext, QuantizationPlan
 from quantkit.spec import DENSE_BITS, QuantizationSpec
 from quantkit.starts import check_start
@@ -139,6 +139,7 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
     plan = methods.plan(config.quant_method, config.method_options, context)
     original = context.model_config.get("quantization_config") is None
     check_placement(config, device, quantized=plan.spec.is_quantized or not original)
+    check_splitting(config)
     if plan.adapter.kind != "NoPeft":
         resolve_targets(skeleton.model, plan.adapter.target_modules)
     quantizes_base = trains and plan.spec.is_quantized and not methods.load_kwargs(plan)
