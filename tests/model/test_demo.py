@@ -9,6 +9,7 @@ import pytest
 
 from quantkit_registry.records import read_record
 from quantkit_tools.demo_model import real_model
+from tests.reliability.network import without_network
 from tests.tiny import CACHE
 
 pytestmark = pytest.mark.model
@@ -30,11 +31,11 @@ print(json.dumps({"text": text, "stopped": int(output[-1]) == tokenizer.eos_toke
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished demo; its own goals (boxed and stop rate 98 %, exact match 60 %) are its exit code."""
+    """Folder of a demo finished without a network; its goals (boxed and stop rate 98 %, exact match 60 %) are its exit code."""
     folder = tmp_path_factory.mktemp("demo")
     model = real_model(CACHE / "model")
     command = [sys.executable, "-m", "quantkit_tools.cli", "demo", "--folder", str(folder), "--model", str(model)]
-    subprocess.run(command, check=True)
+    subprocess.run([*without_network(), *command], check=True)
     return folder
 
 
