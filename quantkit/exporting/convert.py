@@ -8,6 +8,8 @@ transformers loads the file, and every weight must be the one it was given.
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,7 @@ def load_gguf(path: Path) -> Any:
 
     from quantkit.modeling import one_line
 
-    with one_line(str(path), "GGUF file"):
+    with one_line(str(path), "GGUF file"), redirect_stderr(StringIO()):  # its progress bar cannot be switched off
         return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
 
 

@@ -142,7 +142,10 @@ TABLE: dict[tuple[str, str], Answer] = {
     ("ct-float8", "compressed-tensors"): IS_ONE,
     ("fp8", "transformers"): _asis("transformers reads it; its kernels want a GPU.", "transformers 5.23"),
     ("fp8", "dense"): _answer(
-        "lossy", "dequantize", "Codes times scales, rounded to the data type (exact in float32).", TESTED
+        "lossy", "dequantize",
+        "Codes times scales, rounded to the data type; activations are no longer rounded. (transformers 5.23 dequantizes such a"
+        " folder on a CPU, and saves it as codes again, without the configuration that says so.)",
+        TESTED,
     ),
     ("fp8", "vllm"): _asis("vLLM reads it on Ada, Hopper and newer.", VLLM_QUANTIZATION),
     ("fp8", "gguf"): _answer("lossy", "route", TWO_STEPS, GGUF_QUANTIZED),

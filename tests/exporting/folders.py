@@ -1,9 +1,12 @@
 """Tiny folders in each storage format that exports start from."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as hf_logging
@@ -36,6 +39,23 @@ def bnb_folder(source: Path, folder: Path, **config: Any) -> Path:
     settings = BitsAndBytesConfig(**config)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, quantization_config=settings, device_map="cpu")
     return finished(model, source, folder)
+
+
+def fp8_folder(source: Path, folder: Path, *, block: int = 64) -> Path:
+    """Write a model whose linear layers are FP8 codes with one scale per square block, as transformers and vLLM read them."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if "proj" in name]:
+        rows, columns = tensors[name].shape
+        blocks = tensors[name].float().reshape(rows // block, block, columns // block, block)
+        scale = blocks.abs().amax((1, 3)) / torch.finfo(torch.float8_e4m3fn).max
+        tensors[name] = (blocks / scale[:, None, :, None]).reshape(rows, columns).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = scale
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    stated = {"quant_method": "fp8", "weight_block_size": [block, block], "activation_scheme": "dynamic"}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": stated}))
+    return folder
 
 
 def finished(model: Any, source: Path, folder: Path) -> Path:

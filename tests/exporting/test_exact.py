@@ -11,7 +11,7 @@ from quantkit.numerics.grids import UniformGrid
 from quantkit_registry.records import read_record
 from quantkit_registry.store import Registry
 from quantkit_registry.verify import verify
-from tests.exporting.folders import bnb_folder, grid_folder
+from tests.exporting.folders import bnb_folder, finished, fp8_folder, grid_folder
 
 BF16 = torch.bfloat16
 SYMMETRIC, ASYMMETRIC = UniformGrid(4, 64, True, BF16, "mse"), UniformGrid(4, 32, False, BF16)
@@ -96,6 +96,30 @@ def test_activations_that_are_no_longer_rounded_are_said(small_model, tmp_path, 
     assert 0 < written["checked"]["mean_kl"] < 0.05
     card = (Path(written["artifact"]) / "README.md").read_text()
     assert "**It is not the same model**" in card
+
+
+def test_fp8_blocks_become_the_weights_that_transformers_makes_of_them(small_model, tmp_path, exported):
+    written = exported(fp8_folder(small_model, tmp_path / "Source"), "--to", "transformers", "--dequantize")
+    assert written["answer"]["outcome"] == "lossy"
+    assert (written["checked"]["max_logit_difference"], written["checked"]["dequantized_layers"]) == (0.0, 7)
+
+
+def test_fp8_rows_become_dense_and_activations_are_no_longer_rounded(small_model, tmp_path, exported):
+    from transformers import AutoModelForCausalLM
+
+    from quantkit.backends.compressed_tensors import compress_model
+    from quantkit.numerics.float8 import quantize_float8
+
+    model = AutoModelForCausalLM.from_pretrained(small_model, dtype=BF16)
+    layers = {
+        name: quantize_float8(part.weight.data, BF16)
+        for name, part in model.named_modules()
+        if isinstance(part, torch.nn.Linear) and name != "lm_head"
+    }
+    folder = finished(compress_model(model, layers, activations_bits=8), small_model, tmp_path / "Source")
+    written = exported(folder, "--to", "transformers", "--dequantize")
+    assert written["answer"]["outcome"] == "lossy"
+    assert 0 < written["checked"]["mean_kl"] < 0.05
 
 
 def test_int8_of_bitsandbytes_is_lossy_in_16_bit(small_model, tmp_path, exported):

@@ -6,6 +6,7 @@ the same data type; weights and codes are compared besides.
 """
 
 import gc
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +67,15 @@ class Export:
         """Return the source as its layers compute in `dtype`, measured."""
         from quantkit.modeling import load_base
 
+        if self.asked.holding.source == "fp8":
+            return _dequantized_by_transformers(self.source, dtype)
         spec = source_spec(self.asked)
         plan = QuantizationPlan(
             method=spec.method, stage=Stage.BASE, spec=spec, adapter=AdapterPlan(kind="NoPeft"), compute_dtype=dtype
         )
-        return load_base(str(self.source), plan=plan, methods=self.methods, device="cpu", trust_remote_code=self.trust)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # transformers': that what was passed overrules the checkpoint's configuration
+            return load_base(str(self.source), plan=plan, methods=self.methods, device="cpu", trust_remote_code=self.trust)
 
     def load_written(self, folder: Path) -> Any:
         """Return what was written, loaded as anyone would load it."""
@@ -186,6 +191,18 @@ def _convert(export: Export) -> dict[str, Any]:
     return {"equal_weights": weights, "max_logit_difference": fidelity.max_abs_logit_difference}
 
 
+def _dequantized_by_transformers(source: Path, dtype: str) -> Any:
+    """Return a model with FP8 blocks as transformers dequantizes it while loading: its FP8 products want a GPU."""
+    import torch
+    from transformers import AutoModelForCausalLM, FineGrainedFP8Config
+
+    from quantkit.modeling import one_line
+
+    config = FineGrainedFP8Config(dequantize=True)
+    with one_line(str(source), "model"):
+        return AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), quantization_config=config).eval()
+
+
 def _compared(answer: Answer, reference: "Tensor", logits: "Tensor") -> Fidelity:
     fidelity = compare_logits(reference, logits)
     if answer.outcome == "exact" and fidelity.max_abs_logit_difference > 0:
@@ -229,8 +246,9 @@ def _gguf_card(record: Mapping[str, Any], file: str, fidelity: Fidelity) -> str:
 
     parent = record["parents"][0]["name"] if record["parents"] else Path(record["base"]["name_or_path"]).name
     dtype = record["quantization"]["weights_dtype"]
+    head = front_matter(record).replace("library_name: transformers", "library_name: llama.cpp")
     return (
-        f"{front_matter(record)}\n\n# {record['name']}\n\n`{parent}` as a GGUF file, in {dtype}: the same weights, bit for bit;"
+        f"{head}\n\n# {record['name']}\n\n`{parent}` as a GGUF file, in {dtype}: the same weights, bit for bit;"
         f" read back by transformers and compared with it in float32 ({fidelity}).\n\n## How to load it\n\n"
         f"```bash\nllama-cli -m {file}\n```\n\nThe same facts, for programs: `quantization_metadata.json`.\n"
     )
