@@ -10,6 +10,7 @@ from quantkit.forecasting import Constants, RunSettings, forecast_run, read_shap
 from quantkit.forecasting.items import artifact_bytes
 from quantkit.forecasting.optimizers import optimizer_states
 from quantkit.plan import AdapterPlan
+from quantkit.spec import QuantizationSpec
 from tests.forecasting.runs import DENSE, FULL, INT8, LORA, NF4, plan, settings
 
 SHAPE = read_shape("meta-llama/Llama-3.2-3B")
@@ -89,6 +90,20 @@ def test_of_several_gpus_ddp_copies_fsdp_splits_what_is_frozen_and_device_map_sh
     assert found["fsdp"].host_bytes > 4 * frozen
     loss = [device["items"].get("logits and loss", 0) for device in found["device_map"].devices]
     assert loss[:3] == [0, 0, 0]
+
+
+def test_a_base_that_is_quantized_first_is_held_dense_beside_one_blocks_statistics():
+    spec = QuantizationSpec(
+        method="GPTQ", weights_bits=4, weights_dtype="int4", format="compressed-tensors", group_size=128, symmetric=True
+    )
+    found = forecast_run(SHAPE, settings(spec, calibration_tokens=1000))
+    quantize = found.moment("quantize").items
+    assert quantize["the base, dense"] == 2 * PARAMETERS
+    assert quantize["inputs of a block"] == 2 * 4 * 1000 * 3072
+    block = [layer for layer in SHAPE.linears if ".0." in layer.name]
+    assert quantize["a block with its statistics"] == sum(8 * layer.weights + 4 * layer.inputs**2 for layer in block)
+    assert found.disk_bytes > forecast_run(SHAPE, settings()).disk_bytes
+    assert "quantize" not in {moment.name for moment in forecast_run(SHAPE, settings(NF4)).moments}
 
 
 def test_several_processes_want_to_know_how_they_share():

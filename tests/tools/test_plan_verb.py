@@ -113,6 +113,13 @@ def test_a_group_size_that_does_not_divide_a_layer_is_a_reason_not_a_number(caps
         main([str(file), "--quant-method", "GPTQ", "--group-size", "128"])
 
 
+def test_a_model_known_by_name_only_and_one_that_is_quantized_already_are_said_to_be(capsys, tmp_path):
+    assert "no file of the model is here" in answered(capsys, "qwen3-8b", "--device", "cuda")["remarks"][0]
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(SEVENTY | {"quantization_config": {"quant_method": "gptq"}}))
+    assert "stored in gptq already" in answered(capsys, str(file), "--quant-method", "QLORA")["remarks"][0]
+
+
 def test_what_fits_is_the_best_with_its_command_and_what_it_gives_up(capsys):
     data = answered(capsys, "llama-3.2-3b", "--fit", "8GiB", "--device", "cuda")
     best = data["fits"][0]

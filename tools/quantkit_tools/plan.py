@@ -105,9 +105,9 @@ def _one(question: Asked, flags: PlanFlags) -> int:
     forecast = question.forecast(plan, methods)
     time = rate_for(question, forecast.settings, given=flags.tokens_per_s, measure=flags.measure)
     if flags.json:
-        console.emit_json(forecast.to_dict() | {"time": time.to_dict(flags.processes)})
+        console.emit_json(forecast.to_dict() | {"time": time.to_dict(flags.processes), "remarks": list(question.remarks)})
         return 0
-    plan_show.show_run(forecast, time, bundled=question.bundled)
+    plan_show.show_run(forecast, time, remarks=question.remarks)
     for note in plan.notes:
         console.warn(note)
     return 0
@@ -120,6 +120,7 @@ def _all(question: Asked, flags: PlanFlags) -> int:
             {
                 "model": question.shape.to_dict(),
                 "device": question.device,
+                "remarks": list(question.remarks),
                 "cells": [
                     {
                         "method": cell.method,

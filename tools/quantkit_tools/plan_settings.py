@@ -4,8 +4,9 @@ What `quantkit train` finds out by asking torch (GPUs, data types) is told from 
 it says so, and a flag overrides it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, get_args
 
 from quantkit.adapters import recommend_rank
@@ -37,8 +38,8 @@ class Asked:
     constants: Constants
     known: Mapping[str, Any]
     """Fields of `RunSettings` that flags of `quantkit plan` set."""
-    bundled: bool = False
-    """Whether the model's sizes are those that quantkit knows by its name, not read from a file."""
+    remarks: tuple[str, ...] = ()
+    """What is to be known of the model's description."""
 
     def plan_of(self, methods: Methods, method: str, adapter: AdapterPlan, options: Mapping[str, Any]) -> QuantizationPlan:
         """Return a method's plan for an adapter.
@@ -104,7 +105,18 @@ def asked(config: RunConfig, *, known: Mapping[str, Any]) -> Asked:
     device = device_types()[0] if config.device == "auto" else config.device.partition(":")[0]
     data, file = read_config(config.model_name_or_path, revision=config.revision)
     shape = read_shape(config.model_name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    return Asked(config, shape, device, data, constants_for(device, default_root()), known, file is None)
+    return Asked(config, shape, device, data, constants_for(device, default_root()), known, tuple(_remarks(data, file)))
+
+
+def _remarks(data: Mapping[str, Any], file: Path | None) -> Iterator[str]:
+    if file is None:
+        yield "sizes as quantkit knows them by this name: no file of the model is here, and the hub was not asked"
+    stored = data.get("quantization_config")
+    if isinstance(stored, Mapping):
+        yield (
+            f"the model is stored in {stored.get('quant_method', 'a quantized format')} already; the forecast is for the method"
+            " named, on a dense base of these sizes"
+        )
 
 
 def cells(question: Asked, methods: Methods) -> list[Cell]:

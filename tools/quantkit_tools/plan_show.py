@@ -22,10 +22,9 @@ MOMENTS = {
     "save": "save, load again, compare",
 }
 """Moment → what happens."""
-BUNDLED = "sizes as quantkit knows them by this name; no file of the model was found here, and the hub was not asked"
 
 
-def show_run(forecast: Forecast, time: Timing, *, bundled: bool = False) -> None:
+def show_run(forecast: Forecast, time: Timing, *, remarks: Iterable[str] = ()) -> None:
     """Print one run's forecast."""
     shape, settings, largest = forecast.shape, forecast.settings, forecast.largest
     rows = [
@@ -47,9 +46,12 @@ def show_run(forecast: Forecast, time: Timing, *, bundled: bool = False) -> None
         [[name, format_bytes(size), f"{size / forecast.peak_bytes:.0%}"] for name, size in _items(forecast)],
     )
     if forecast.devices:
-        rows = [[f"GPU {item['device']}", format_bytes(item["size_bytes"])] for item in forecast.devices]
+        rows = [
+            [f"{'process' if settings.device == 'cpu' else 'GPU'} {item['device']}", format_bytes(item["size_bytes"])]
+            for item in forecast.devices
+        ]
         table(f"Training on {settings.processes} ({settings.strategy})", ["device", Column("counted", "right")], rows)
-    table("In all", ["", ""], _summary(forecast, time, bundled=bundled))
+    table("In all", ["", ""], _summary(forecast, time, remarks))
 
 
 def _items(forecast: Forecast) -> Iterable[tuple[str, int]]:
@@ -63,7 +65,7 @@ def _items(forecast: Forecast) -> Iterable[tuple[str, int]]:
     yield "held by the allocator", round(forecast.slack * largest.size_bytes)
 
 
-def _summary(forecast: Forecast, time: Timing, *, bundled: bool) -> list[list[object]]:
+def _summary(forecast: Forecast, time: Timing, remarks: Iterable[str]) -> list[list[object]]:
     settings, (low, high) = forecast.settings, forecast.interval
     step_s, run_s = time.seconds_of(settings.processes if settings.strategy in ("ddp", "fsdp") else 1)
     peak = f"{format_bytes(forecast.peak_bytes)}, between {format_bytes(low)} and {format_bytes(high)}"
@@ -73,7 +75,6 @@ def _summary(forecast: Forecast, time: Timing, *, bundled: bool) -> list[list[ob
         ["trains", f"{forecast.trained_parameters:,} parameters, computing in {settings.arithmetic} on {settings.device}"],
         ["writes", f"{format_bytes(forecast.disk_bytes)} to disk, one checkpoint counted"],
     ]
-    rows += [["model", BUNDLED]] if bundled else []
     rows += [["on the CPU", format_bytes(forecast.host_bytes)]] if forecast.host_bytes else []
     rows += [["arithmetic", f"{time.flops_per_token / 1e9:,.2f} GFLOP a token"]]
     if time.rate is None or step_s is None:
@@ -81,7 +82,7 @@ def _summary(forecast: Forecast, time: Timing, *, bundled: bool) -> list[list[ob
     else:
         run = f", {format_duration(run_s)} for {time.steps:,} steps" if run_s is not None and time.steps else ""
         rows.append(["time", f"{format_duration(step_s)} a step{run} ({time.rate.source})"])
-    rows += [["note", note] for note in forecast.notes]
+    rows += [["note", note] for note in (*forecast.notes, *remarks)]
     return rows
 
 
@@ -137,8 +138,7 @@ def _caption(question: Asked, found: list[Cell]) -> Iterable[str]:
             " a tensor at a time"
         )
     yield f"forecasts are {coverage(question.constants)}; one run in detail: --quant-method NAME"
-    if question.bundled:
-        yield BUNDLED
+    yield from question.remarks
 
 
 def _which(cells: dict[str, list[str]]) -> str:
