@@ -3,14 +3,17 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from quantkit import __version__, console
 from quantkit.errors import QuantkitError, UsageError, VerificationError
+from quantkit.files import new_folder
 from quantkit_tools import cli, methods
 
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "pandas", "accelerate")
@@ -110,6 +113,20 @@ def test_each_kind_of_failure_has_its_exit_code_and_no_traceback(monkeypatch, ca
     monkeypatch.setattr(methods, "main", fail)
     assert cli.main(["methods"]) == code
     assert capsys.readouterr().err == line
+
+
+def test_sigterm_ends_a_verb_as_ctrl_c_does_and_is_the_callers_again_afterwards(monkeypatch, capsys, tmp_path):
+    def work(arguments):
+        with new_folder(tmp_path / "made"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(methods, "main", work)
+    assert cli.main(["methods"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_flag_is_usage(capsys):

@@ -1,7 +1,10 @@
 """What does `quantkit VERB` run? A table of verbs; each verb's module is imported only when it is asked for."""
 
+import signal
 import sys
+import threading
 from importlib import import_module
+from types import FrameType
 
 from quantkit.console import use_stdout
 from quantkit.errors import QuantkitError, did_you_mean
@@ -50,7 +53,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_verb(verb: str, arguments: list[str]) -> int:
-    """Import the verb's module and run its `main`; errors of quantkit's family become one line on stderr."""
+    """Import the verb's module and run its `main`; errors of quantkit's family become one line on stderr.
+
+    SIGTERM ends it as Ctrl-C does, so that nothing half-written stays; the signal's default would end it on the spot.
+    """
+    before = signal.signal(signal.SIGTERM, _interrupt) if threading.current_thread() is threading.main_thread() else None
     try:
         if verb not in VERBS:
             from quantkit.errors import UsageError
@@ -65,6 +72,13 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
