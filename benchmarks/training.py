@@ -1,11 +1,13 @@
 """How fast and how lean is a training step, beside TRL's SFTTrainer with its defaults and at its best?
 
     python benchmarks/training.py [--quick] [--json FILE] [--model DIR] [--data FILE] [--adapters attention|all-linear]
-                                  [--steps N] [--rounds N] [--parts main ladder memory] [--peers trl | none]
+                                  [--steps N] [--rounds N] [--parts main ladder memory adapters whole]
+                                  [--whole-steps N] [--peers trl | none]
 
 QLORA on NF4 with double quantization, LoRA r = 16, batch 8, the same adapters to start from, the same rows in the same order.
 TRL lives in an environment that is made once. Processor seconds are what is compared: the wall clock counts the neighbours too.
-Three parts: `main` against TRL, in turns; `ladder`, one lever more on every rung; `memory`, peaks on rows of full length. The
+Parts: `main` against TRL, in turns; `ladder`, one lever more on every rung; `memory`, peaks on rows of full length; `adapters`,
+DoRA and VeRA with PEFT's modules and ours; `whole`, do three whole runs end where TRL's do? The
 bound is the time that the useful arithmetic takes at the rate of the model's largest matrix product, measured before and after.
 `--quick` is quantkit alone, in one process, on the tests' model: it proves that this runs. Exit code 3 when a goal is lost.
 """
@@ -18,12 +20,12 @@ from typing import Any
 
 from goals import add_flags, finish
 from models import model_folder
-from training_cases import Case, ladder, main_cases, memory_cases
+from training_cases import WHOLE, Case, adapter_cases, ladder, main_cases, memory_cases, whole_cases
 from training_judge import gradient_difference, judge, rates, useful_flops
-from training_rows import facts, read_rows
+from training_rows import facts, read_rows, whole_runs
 from training_run import RANK, SEED, Setting, gradients_file, products, reference, run_cases
 
-PARTS = ("main", "ladder", "memory")
+PARTS = ("main", "ladder", "memory", "adapters", "whole")
 
 
 def main() -> int:
@@ -42,6 +44,16 @@ def main() -> int:
         max_length=arguments.max_length,
         seed=SEED,
     )
+    whole = "whole" in arguments.parts and arguments.peers == "trl"
+    if whole:
+        rows |= whole_runs(
+            model,
+            arguments.data,
+            WHOLE,
+            batch_size=arguments.batch_size,
+            steps=arguments.whole_steps,
+            max_length=arguments.max_length,
+        )
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         setting = setting_of(arguments, model, rows, Path(scratch))
         base = reference(setting)
@@ -83,6 +95,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--adapters", choices=("attention", "all-linear"), default="attention", help="layers with adapters")
     parser.add_argument("--steps", type=int, help="measured steps of a run, one more warms up (default 4)")
     parser.add_argument("--rounds", type=int, help="runs of each case, of which each step's median counts (default 3)")
+    parser.add_argument("--whole-steps", type=int, default=50, help="steps of a whole run (default 50)")
     parser.add_argument("--batch-size", type=int, default=8, help="rows of a step (default 8)")
     parser.add_argument("--max-length", type=int, help="longest row in tokens (default 512)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is measured (default all)")
@@ -122,8 +135,13 @@ def measure(
     faster = max(("float32", "bfloat16"), key=lambda dtype: gflops[0][dtype])
     peers = arguments.peers == "trl"
     parts = {"main": main_cases(faster, peers=peers), "ladder": ladder(), "memory": memory_cases(faster, peers=peers)}
-    cases: list[Case] = [case for part in PARTS if part in arguments.parts for case in parts[part]]
+    parts["adapters"] = adapter_cases()
+    cases: list[Case] = [case for part in PARTS if part in arguments.parts for case in parts.get(part, [])]
     found = run_cases(cases, setting, base["targets"], arguments.rounds)
+    if WHOLE[0] in setting.rows:
+        whole = whole_cases(faster)
+        found |= run_cases(whole, setting, base["targets"], 1)
+        cases += whole
     if not arguments.quick:  # the machine may have been busier before
         gflops.append(products(setting, base, tokens, seconds))
     best = {dtype: max(item[dtype] for item in gflops) for dtype in gflops[0]}

@@ -25,6 +25,8 @@ TRL, TRL_PATCHED = "TRL, defaults", "TRL, tuned, response-only head"
 TRL_TUNED = {dtype: f"TRL, tuned, {dtype}" for dtype in ("float32", "bfloat16")}
 """Which one is TRL at its best depends on the processor: both run, the faster one counts."""
 OURS, OURS_GROUPED, OURS_SINGLE = "quantkit, defaults", "quantkit, grouped by length", "quantkit, grouped, float32"
+ADAPTERS = ("DoRa", "VeRa")
+WHOLE = ("whole run 1", "whole run 2", "whole run 3")
 TRL_LONG, OURS_LONG = "TRL, tuned, recomputing", "quantkit, recomputing"
 
 
@@ -36,10 +38,12 @@ class Case:
     tool: str
     """`trl` or `quantkit`."""
     rows: str = "random"
-    """`random`, `grouped` or `long` batches."""
+    """`random`, `grouped` or `long` batches, or those of a whole run."""
     changes: dict[str, Any] = field(default_factory=dict)
     """What is set beside the tool's defaults."""
     environment: dict[str, str] = field(default_factory=dict)
+    peft: str = "LoRa"
+    """Kind of adapters."""
 
 
 def main_cases(dtype: str, *, peers: bool) -> list[Case]:
@@ -62,6 +66,32 @@ def memory_cases(dtype: str, *, peers: bool) -> list[Case]:
     changes = full_recompute()
     theirs = [Case(TRL_LONG, "trl", "long", {"tuned": dtype, "recompute": True})] if peers else []
     return [*theirs, Case(OURS_LONG, "quantkit", "long", changes), Case("quantkit, keeping all", "quantkit", "long")]
+
+
+def adapter_cases() -> list[Case]:
+    """Return DoRA and VeRA with PEFT's own modules and with ours, in the same trainer."""
+    return [
+        Case(adapter_case(kind, fused), "quantkit", changes={"fused_adapters": fused}, peft=kind)
+        for kind in ADAPTERS
+        for fused in (False, True)
+    ]
+
+
+def adapter_case(kind: str, fused: bool) -> str:
+    """Return the name of such a case."""
+    return f"{kind}, {'ours' if fused else 'PEFT modules'}"
+
+
+def whole_cases(dtype: str) -> list[Case]:
+    """Return whole runs of both tools, one for each order of rows."""
+    return [
+        case
+        for rows in WHOLE
+        for case in (
+            Case(f"TRL, {rows}", "trl", rows, {"tuned": dtype, "response_only": True}, ALLOCATOR),
+            Case(f"quantkit, {rows}", "quantkit", rows),
+        )
+    ]
 
 
 def ladder(known: frozenset[str] | None = None) -> list[Case]:

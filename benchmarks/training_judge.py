@@ -2,10 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from goals import Goal
-from training_cases import OURS, OURS_LONG, OURS_SINGLE, TRL, TRL_LONG, TRL_PATCHED, TRL_TUNED
+from training_cases import (
+    ADAPTERS,
+    OURS,
+    OURS_LONG,
+    OURS_SINGLE,
+    TRL,
+    TRL_LONG,
+    TRL_PATCHED,
+    TRL_TUNED,
+    WHOLE,
+    adapter_case,
+)
 
 RESPONSE_HEAVY = 0.4
 """Share of response tokens from which on the goals for response-heavy rows hold."""
@@ -85,7 +97,30 @@ def judge(found: Found, *, all_linear: bool, response_share: float) -> list[Goal
     if measured(found, TRL_LONG, OURS_LONG):
         share = found[OURS_LONG]["peak_rss_bytes"] / found[TRL_LONG]["peak_rss_bytes"]
         goals.append(Goal("full rows, recomputing: share of TRL's peak", share, "at most 0.2", share <= 0.2))
-    return goals
+    for kind in ADAPTERS:
+        if measured(found, *(names := (adapter_case(kind, True), adapter_case(kind, False)))):
+            ratio = found[names[0]]["tokens_per_cpu_s"] / found[names[1]]["tokens_per_cpu_s"]
+            goals.append(Goal(f"{kind}: times as fast as PEFT's modules", ratio, "at least 1.5", ratio >= 1.5))
+    return [*goals, *_whole_runs(found)]
+
+
+def final_loss(losses: Sequence[float]) -> float:
+    """Return the mean loss of the last quarter of a run's steps.
+
+    >>> final_loss([4.0, 3.0, 2.0, 1.0])
+    1.0
+    """
+    return mean(losses[-max(len(losses) // 4, 1) :])
+
+
+def _whole_runs(found: Found) -> list[Goal]:
+    """Whether whole runs end where TRL's do, as far as runs of TRL's in another order of rows agree with each other."""
+    pairs = [(f"quantkit, {rows}", f"TRL, {rows}") for rows in WHOLE]
+    if not all(measured(found, *pair) for pair in pairs):
+        return []
+    ours, theirs = ([final_loss(found[pair[side]]["losses"]) for pair in pairs] for side in (0, 1))
+    apart, noise = abs(mean(ours) - mean(theirs)), stdev(theirs)
+    return [Goal("whole runs: final loss from TRL's", apart, f"at most {noise:.4f}, between orders of rows", apart <= noise)]
 
 
 def measured(found: Found, *names: str) -> bool:

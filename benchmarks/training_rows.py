@@ -39,6 +39,20 @@ def read_rows(model: str, data: str | None, *, batch_size: int, steps: int, max_
     }
 
 
+def whole_runs(
+    model: str, data: str | None, names: Sequence[str], *, batch_size: int, steps: int, max_length: int
+) -> dict[str, Batches]:
+    """Return the batches of whole runs by name, each the same rows in an order of its own."""
+    encoded = [{"input_ids": row.input_ids, "labels": row.labels} for row in _encoded(model, data, max_length)]
+    found: dict[str, Batches] = {}
+    for seed, name in enumerate(names, start=1):
+        rows: list[Row] = []
+        while len(rows) < steps * batch_size:  # another epoch
+            rows += random.Random(1000 * seed + len(rows)).sample(encoded, len(encoded))
+        found[name] = _batches(rows[: steps * batch_size], batch_size)
+    return found
+
+
 def facts(batches: Batches) -> dict[str, Any]:
     """Return of the measured batches tokens, response tokens, and what padding them would add."""
     measured = batches[1:]

@@ -30,7 +30,7 @@ class Setting:
 
     model: str
     rows: dict[str, Any]
-    """`random`, `grouped` and `long` batches."""
+    """`random`, `grouped` and `long` batches, and those of whole runs."""
     adapted_layers: str
     """`attention` or `all-linear`."""
     max_length: int
@@ -129,8 +129,13 @@ def gradients_file(setting: Setting, name: str) -> Path:
 
 
 def _training_job(case: Case, setting: Setting, targets: list[str], *, first: bool) -> dict[str, Any]:
-    own: dict[str, Any] = {"batches": setting.rows[case.rows], "changes": case.changes, "targets": targets}
-    if first and case.rows != "long":
+    own: dict[str, Any] = {
+        "batches": setting.rows[case.rows],
+        "changes": case.changes,
+        "targets": targets,
+        "peft": case.peft,
+    }
+    if first and case.rows in ("random", "grouped") and case.peft == "LoRa":
         own["gradients"] = str(gradients_file(setting, case.name))
     return _job(setting, "train", case.name) | own
 

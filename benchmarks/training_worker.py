@@ -33,7 +33,8 @@ def train_job(job: dict[str, Any]) -> dict[str, Any]:
     from quantkit.training import loop, order, train
 
     model, plan = adapted(job)
-    set_adapters(model, job["adapters"])
+    if plan.adapter.kind == "LoRa":  # others start as they do
+        set_adapters(model, job["adapters"])
     rows = [row for batch in job["batches"] for row in batch]
     encoded = [EncodedRow(row["input_ids"], row["labels"], number) for number, row in enumerate(rows, start=1)]
     clock = StepClock(job.get("gradients"))
@@ -68,6 +69,7 @@ def train_job(job: dict[str, Any]) -> dict[str, Any]:
                 model_name_or_path=job["model"],
                 dataset_name="rows",
                 quant_method=plan.method,
+                peft_config=plan.adapter.kind,
                 lora_r=job["lora_r"],
                 target_modules=(job["adapted_layers"],),
                 max_steps=len(job["batches"]),
@@ -195,8 +197,10 @@ def adapted(job: dict[str, Any]) -> tuple[Any, Any]:
     from quantkit.modeling import attach_adapter, load_base
 
     methods = installed_methods()
-    adapter = AdapterPlan(r=job["lora_r"], lora_alpha=2 * job["lora_r"], target_modules=(job["adapted_layers"],))
-    plan = methods.plan("QLORA", {}, PlanContext(adapter=adapter, compute_dtype="float32", dense_dtype="bfloat16"))
+    kind, rank = job.get("peft", "LoRa"), job["lora_r"]
+    adapter = AdapterPlan(kind=kind, r=rank, lora_alpha=2 * rank, target_modules=(job["adapted_layers"],))
+    context = PlanContext(adapter=adapter, compute_dtype="float32", dense_dtype="bfloat16")
+    plan = methods.plan("QLORA", {}, context) if kind == "LoRa" else methods.plan("BNB4BIT", {"double_quant": True}, context)
     model = load_base(job["model"], plan=plan, methods=methods, device="cpu")
     return attach_adapter(methods.prepare_model(plan, model), plan.adapter, job["seed"]), plan
 

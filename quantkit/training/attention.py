@@ -29,6 +29,7 @@ ONLY_EAGER = ("softcap", "s_aux")
 """Keywords of attention modules (soft-capped scores, sinks) that torch's fused attention does not know."""
 
 _current: ContextVar[Layout | None] = ContextVar("layout", default=None)
+_fused: ContextVar[bool] = ContextVar("fused", default=False)
 
 
 class BlockMasks:
@@ -53,13 +54,17 @@ class BlockMasks:
 
 
 @contextmanager
-def laid_out(layout: Layout | None) -> Iterator[None]:
-    """Say how the batch of the forward passes within is laid out; None: as usual, padded."""
-    token = _current.set(layout)
+def laid_out(layout: Layout | None, *, fused: bool = False) -> Iterator[None]:
+    """Say how the batch of the forward passes within is laid out; None: as usual, padded.
+
+    `fused`: through torch's own attention everywhere, so that logits are comparable to those of padded batches bit for bit.
+    """
+    tokens = _current.set(layout), _fused.set(fused)
     try:
         yield
     finally:
-        _current.reset(token)
+        _current.reset(tokens[0])
+        _fused.reset(tokens[1])
 
 
 @contextmanager
@@ -99,7 +104,9 @@ def block_attention(
     if named.get("position_bias") is not None:
         raise QuantkitError("its attention adds a bias that depends on the distance of two tokens")
     blocks = attention_mask.layout.blocks
-    tiled = fits(query) and not named.get("dropout") and all(named.get(word) is None for word in ONLY_EAGER)
+    tiled = (
+        not _fused.get() and fits(query) and not named.get("dropout") and all(named.get(word) is None for word in ONLY_EAGER)
+    )
     scale = float(query.shape[-1] ** -0.5 if named.get("scaling") is None else named["scaling"])
     sizes = [block.rows * block.length for block in blocks]
     queries, keys, values = (states.split(sizes, dim=2) for states in (query, key, value))

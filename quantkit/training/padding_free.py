@@ -90,7 +90,7 @@ class _Trial:
         try:
             with undisturbed(self._model):
                 allowed = self._allowed()
-                with rows_apart(self._model), laid_out(flat.layout):
+                with rows_apart(self._model), laid_out(flat.layout, fused=True):
                     logits = self._logits(input_ids=[ids], position_ids=[positions], attention_mask=[mask])[0]
         except Exception as error:  # whatever a model's code does not expect
             return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -11,9 +11,23 @@ from typing import Any
 import pytest
 import training_run
 from peers.steps import StepClock
-from training_cases import OURS, OURS_LONG, OURS_SINGLE, TRL, TRL_LONG, TRL_PATCHED, TRL_TUNED, Case, ladder, main_cases
+from training_cases import (
+    OURS,
+    OURS_LONG,
+    OURS_SINGLE,
+    TRL,
+    TRL_LONG,
+    TRL_PATCHED,
+    TRL_TUNED,
+    WHOLE,
+    Case,
+    adapter_case,
+    ladder,
+    main_cases,
+    whole_cases,
+)
 from training_judge import judge, loss_difference, rates, useful_flops
-from training_rows import facts, read_rows
+from training_rows import facts, read_rows, whole_runs
 from training_run import ProcessFailed, Setting, run_cases, run_jobs
 
 from quantkit.errors import UsageError
@@ -163,3 +177,30 @@ def test_a_process_says_why_it_failed_and_is_given_up_in_time(setting: Setting, 
     (setting.scratch / "training_worker.py").write_text("import time; time.sleep(60)")
     with pytest.raises(ProcessFailed, match="given up after 1 s"):
         run_jobs([job], replace(setting, limit_s=1))
+
+
+def test_dora_and_vera_are_compared_with_peft_s_modules_in_the_same_trainer():
+    found = {adapter_case(kind, fused): run(speed) for kind in ("DoRa", "VeRa") for fused, speed in ((True, 3.2), (False, 2.0))}
+    assert held(found) == {f"{kind}: times as fast as PEFT's modules": True for kind in ("DoRa", "VeRa")}
+    found[adapter_case("VeRa", fused=True)] = run(2.9)
+    assert not held(found)["VeRa: times as fast as PEFT's modules"]
+
+
+@pytest.mark.parametrize(("ours", "holds"), [(1.05, True), (1.2, False)])
+def test_whole_runs_must_end_within_what_the_order_of_rows_changes(ours: float, holds: bool):
+    found: dict[str, Any] = {}
+    for rows, theirs in zip(WHOLE, (0.9, 1.0, 1.1), strict=True):
+        found[f"TRL, {rows}"] = run(1.0, losses=[5.0, 4.0, 3.0, theirs])
+        found[f"quantkit, {rows}"] = run(1.0, losses=[5.0, 4.0, 3.0, ours])
+    assert held(found) == {"whole runs: final loss from TRL's": holds}
+    del found[f"TRL, {WHOLE[1]}"]
+    assert not held(found)
+
+
+def test_whole_runs_have_the_same_rows_for_both_tools_in_three_orders(tiny_model: Path):
+    rows = whole_runs(str(tiny_model), None, WHOLE, batch_size=4, steps=102, max_length=64)
+    assert {len(batches) for batches in rows.values()} == {102}
+    assert rows[WHOLE[0]] != rows[WHOLE[1]]
+    first_epoch = [row["input_ids"] for batch in rows[WHOLE[2]][:100] for row in batch]
+    assert len({tuple(ids) for ids in first_epoch}) == len({tuple(row["input_ids"]) for b in rows[WHOLE[0]][:100] for row in b})
+    assert [(case.tool, case.rows) for case in whole_cases("bfloat16")][:2] == [("trl", WHOLE[0]), ("quantkit", WHOLE[0])]

@@ -29,6 +29,14 @@ def test_families_that_dispatch_their_attention_pass_the_trial(name: str, capsys
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("name", ["Llama", "Gemma 3 with sliding windows and two rotations"])
+def test_they_pass_in_bfloat16_too_where_attention_is_computed_in_tiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = levers(family(name, torch.float32))
+    assert (found.padding_free, found.prefix_sharing) == (True, True)
+
+
 OTHERS = {
     "positions by distance": (CONFIGS["Bloom"], "TypeError: "),
     "a state that runs on": (
@@ -69,9 +77,11 @@ def test_sharing_alone_is_off_where_only_sharing_goes_wrong(
     assert "prefix_sharing is off for this model: rows in one sequence give other logits" in capsys.readouterr().out
 
 
-def test_a_model_with_a_loss_of_its_own_shares_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_with_a_loss_of_its_own_shares_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = family("gpt-oss with sinks", torch.float32)
-    model.config.output_router_logits = True
+    monkeypatch.setattr(model.config, "output_router_logits", True)  # other tests' models share it
     found = levers(model)
     assert (found.padding_free, found.prefix_sharing, found.supervised_only) == (True, False, False)
     assert "its own loss counts every token" in capsys.readouterr().out
@@ -137,9 +147,9 @@ def test_packing_trains_on_every_row_of_an_epoch_in_fewer_batches(
 
 def test_packed_rows_are_laid_out_as_the_rows_of_any_batch_so_they_see_themselves_only(data: Any) -> None:
     from quantkit.training.layouts import FlatCollator
-    from quantkit.training.run import _with_rows
+    from quantkit.training.order import WithRows
 
-    collate = _with_rows(FlatCollator(share=True))
+    collate = WithRows(FlatCollator(share=True))
     rows = data.train[:5]
     packed, single = collate([rows[:2], rows[2:]]), collate([[row] for row in rows])
     assert packed["layout"] == single["layout"]
