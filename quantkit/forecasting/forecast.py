@@ -26,6 +26,7 @@ from quantkit.forecasting.items import (
     reading,
     saving,
     step_work,
+    streaming_bytes,
     workspace,
     written_bytes,
 )
@@ -134,6 +135,7 @@ class Forecast:
             },
             "constants": self.constants.source,
             "devices": [dict(item) for item in self.devices],
+            "streaming_merge_bytes": streaming_bytes(self.shape),
             "host_bytes": self.host_bytes,
             "disk_bytes": self.disk_bytes,
             "notes": list(self.notes),

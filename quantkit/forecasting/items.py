@@ -120,6 +120,12 @@ def merging(shape: ModelShape) -> dict[str, int]:
     }
 
 
+def streaming_bytes(shape: ModelShape) -> int:
+    """Return what `quantkit merge` holds at most: the float32 copies of one layer, or one tensor and its cast."""
+    layer = max((layer.weights for layer in shape.linears), default=0)
+    return max(3 * 4 * layer, 2 * 2 * max(shape.embeddings, shape.largest))
+
+
 def saving(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
     """Return what saving takes: the model in its storage type, and the saved one beside it for comparison."""
     wide = DENSE_BITS[settings.save_dtype] // 8

@@ -72,6 +72,7 @@ def test_a_run_that_folds_in_holds_the_model_in_float32_and_one_that_keeps_its_a
     folded, kept = (forecast_run(SHAPE, settings(NF4, merges=merges)) for merges in (True, False))
     assert folded.moment("merge").items["the folded model in float32"] == 4 * PARAMETERS
     assert {moment.name for moment in folded.moments} - {moment.name for moment in kept.moments} == {"merge", "save"}
+    assert folded.to_dict()["streaming_merge_bytes"] < folded.moment("merge").size_bytes / 5
     assert folded.disk_bytes > 2 * PARAMETERS > kept.disk_bytes
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -111,6 +112,21 @@ def test_a_group_size_that_does_not_divide_a_layer_is_a_reason_not_a_number(caps
     file.write_text(json.dumps(DESCRIBED["meta-llama/Llama-3.2-3B"] | {"hidden_size": 3040}))
     with pytest.raises(UsageError, match="group_size 128 does not divide the 3040 input columns of model"):
         main([str(file), "--quant-method", "GPTQ", "--group-size", "128"])
+
+
+def test_the_rate_of_the_newest_run_here_tells_the_time(capsys, monkeypatch):
+    record = SimpleNamespace(
+        created_at="2026",
+        memory={"forecast": {"flops_per_token": 1e9, "settings": {"device": "cpu"}}},
+        training={"tokens_per_s": 200.0},
+    )
+    known = [SimpleNamespace(record=record, name="mine"), SimpleNamespace(record=None, name="foreign")]
+    monkeypatch.setattr("quantkit_tools.plan_time.Registry.artifacts", lambda _: known)
+    data = answered(capsys, "llama-3.2-3b", "--quant-method", "QLORA", "--device", "cpu")
+    assert data["time"]["tokens_per_s"] == pytest.approx(200e9 / data["flops_per_token"])
+    assert data["time"]["rate_source"] == "the rate of mine: 200 tokens/s"
+    other = answered(capsys, "llama-3.2-3b", "--quant-method", "QLORA", "--device", "cuda")
+    assert other["time"]["tokens_per_s"] is None
 
 
 def test_a_model_known_by_name_only_and_one_that_is_quantized_already_are_said_to_be(capsys, tmp_path):

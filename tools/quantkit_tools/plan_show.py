@@ -6,6 +6,7 @@ from typing import Any, get_args
 from quantkit.console import Column, format_bytes, format_duration, say, table
 from quantkit.forecasting.constants import GIB, MIB, Constants
 from quantkit.forecasting.forecast import Forecast
+from quantkit.forecasting.items import streaming_bytes
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.timing import Timing
 from quantkit.plan import PEFT_KINDS, PeftKind
@@ -75,6 +76,9 @@ def _summary(forecast: Forecast, time: Timing, remarks: Iterable[str]) -> list[l
         ["trains", f"{forecast.trained_parameters:,} parameters, computing in {settings.arithmetic} on {settings.device}"],
         ["writes", f"{format_bytes(forecast.disk_bytes)} to disk, one checkpoint counted"],
     ]
+    if settings.merges:
+        streaming = format_bytes(streaming_bytes(forecast.shape))
+        rows.append(["merge", f"{streaming} beside libraries, tensor by tensor: --no-merge-after-train, then quantkit merge"])
     rows += [["on the CPU", format_bytes(forecast.host_bytes)]] if forecast.host_bytes else []
     rows += [["arithmetic", f"{time.flops_per_token / 1e9:,.2f} GFLOP a token"]]
     if time.rate is None or step_s is None:
@@ -135,7 +139,7 @@ def _caption(question: Asked, found: list[Cell]) -> Iterable[str]:
         size = max(some.total(some.moment(name)) for name in ("merge", "save"))
         yield (
             f"folding in at a run's end takes {size / GIB:,.1f} GiB; with --no-merge-after-train, quantkit merge does it later,"
-            " a tensor at a time"
+            f" a tensor at a time, in {format_bytes(streaming_bytes(some.shape))} beside its libraries"
         )
     yield f"forecasts are {coverage(question.constants)}; one run in detail: --quant-method NAME"
     yield from question.remarks
