@@ -104,9 +104,9 @@ def _figures(report: DataReport) -> list[tuple[str, str]]:
     return [
         ("rows", f"{report.rows_used:,} of {report.rows_read:,}"),
         ("read as", report.kind),
-        ("learnt of a row, least", f"{counts.minimum:,}"),
-        ("learnt of a row, p1", f"{counts.p1:,}"),
-        ("learnt of a row, median", f"{counts.median:,}"),
+        ("learnt per row, least", f"{counts.minimum:,}"),
+        ("learnt per row, p1", f"{counts.p1:,}"),
+        ("learnt per row, median", f"{counts.median:,}"),
         ("learnt tokens", f"{counts.total:,} ({100 * counts.total / report.tokens:.1f} %)"),
         ("all tokens", f"{report.tokens:,}"),
         ("rows cut", f"{report.truncated:,} ({100 * report.truncated / report.rows_used:.1f} %)"),

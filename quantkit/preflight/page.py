@@ -55,7 +55,7 @@ def render_page(preflight: Preflight, *, made_at: str) -> str:
 def short(name: str) -> str:
     """Return a data set's or model's name without the folders of an absolute path, which are nobody else's business.
 
-    >>> [short(name) for name in ("openmath:/home/me/train.jsonl", "org/Model", "rows/a.jsonl")]
+    >>> [short(name) for name in ("openmath:/rows/of/mine/train.jsonl", "org/Model", "rows/a.jsonl")]
     ['openmath:train.jsonl', 'org/Model', 'rows/a.jsonl']
     """
     head, colon, rest = name.rpartition(":")

@@ -18,7 +18,7 @@ HOSTILE = "<script>document.title = 'x'</script><img src=x onerror=alert(1)>\x1b
 
 
 def examined(tokenizer: Any, path: str, rows: int, max_length: int = 256) -> Preflight:
-    config = RunConfig(model_name_or_path="/home/me/models/Tiny", dataset_name=path, max_length=max_length)
+    config = RunConfig(model_name_or_path="/models/of/mine/Tiny", dataset_name=path, max_length=max_length)
     read = read_data(dataset=path, tokenizer=tokenizer, max_length=max_length, on_bad_rows=None)
     return examine(read, config, ModelFacts(), samples=rows)
 
@@ -87,7 +87,7 @@ def test_the_page_holds_what_was_found_and_nothing_that_could_run(tokenizer: Any
     assert HOSTILE.replace("\x1b", "\\x1b") in unescape(re.sub(r"<[^>]+>", "", text))
     assert "one answer" in text
     assert "1 error, 0 warnings: training on this would not teach what was meant" in text
-    assert "/home/me" not in text
+    assert "/of/mine" not in text
     assert "http" not in text.replace('http-equiv="Content-Security-Policy"', "")
 
 

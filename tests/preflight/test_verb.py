@@ -37,7 +37,7 @@ def test_rows_figures_findings_and_a_verdict_are_printed(flags: list[object], qu
     assert "what is learnt stands between ⟦ and ⟧" in out
     assert f"<|im_start|>assistant\n⟦{SOUND[0]['answer']}<|im_end|>⟧" in out
     assert out.count("⟦") == 2
-    assert "learnt of a row, median" in out
+    assert "learnt per row, median" in out
     assert out.rstrip().endswith("nothing stands against training on this")
 
 
