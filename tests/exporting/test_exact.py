@@ -146,6 +146,23 @@ def test_an_export_is_an_artifact_like_any_other(small_model, tmp_path, exported
         assert not [check for check in checks if check.outcome == "failed"]
 
 
+def test_a_marked_artifact_stays_marked(small_model, tmp_path, exported, export):
+    from quantkit.files import write_json, write_manifest
+
+    folder = grid_folder(small_model, tmp_path / "Source", "awq", ASYMMETRIC)
+    first = Path(exported(folder, "--to", "gptq")["artifact"])
+    record = json.loads((first / "quantization_metadata.json").read_text())
+    record["verification"]["gate"] = {"outcome": "failed", "reasons": ["mean KL 2.1 is above 0.5"]}
+    write_json(first / "quantization_metadata.json", record)
+    write_manifest(first)
+    code, _, err = export(first, "--to", "compressed-tensors")
+    assert code == 0
+    assert "is marked, as its source is: mean KL 2.1 is above 0.5" in err
+    (second,) = first.parent.glob("*exportct*")
+    assert read_record(second).verification["gate"]["outcome"] == "failed"
+    assert "**Marked**: mean KL 2.1 is above 0.5" in (second / "README.md").read_text()
+
+
 def test_the_card_says_where_it_comes_from(small_model, tmp_path, exported):
     folder = grid_folder(small_model, tmp_path / "Source", "awq", ASYMMETRIC)
     card = (Path(exported(folder, "--to", "compressed-tensors")["artifact"]) / "README.md").read_text()

@@ -23,6 +23,7 @@ from quantkit.plan import AdapterPlan, QuantizationPlan, Stage
 from quantkit.saving import CARD, SPARE_BYTES, finish_written, require_space, save_artifact
 from quantkit_registry.store import Registry
 from quantkit_tools.export_naming import dense_dtype, new_record, new_spec, planned_name, source_spec
+from quantkit_tools.listing import failed_gate
 from quantkit_tools.merge_check import load_plainly
 from quantkit_tools.opening import Opened, open_path
 
@@ -95,6 +96,8 @@ def make(asked: "Asked", answer: Answer, methods: Methods) -> dict[str, Any]:
     _require_memory(export.source, quantized=opened.source.spec.is_quantized)
     checked = {"repack": _repack, "dequantize": _dequantize, "convert": _convert}[answer.step](export)
     console.say(f"artifact: {target}", style="bold")
+    if marks := failed_gate(Registry(target.parent).find(target.name)):
+        console.warn(f"{target.name} is marked, as its source is: {marks}")
     console.say(f"checked: {', '.join(f'{name.replace(chr(95), chr(32))} {value}' for name, value in checked.items())}")
     return {"artifact": str(target), "name": target.name, "written": True, "checked": checked}
 

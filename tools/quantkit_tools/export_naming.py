@@ -106,6 +106,8 @@ def new_record(asked: "Asked", *, artifact: str | None, verification: dict[str, 
         )
         return new.to_dict()
     parent = Parent(name=record.name, artifact=artifact)
+    if "gate" in record.verification:  # a model that was marked stays marked in whatever layout
+        said["verification"] = {"gate": record.verification["gate"]} | verification
     data = dict(record.data) | {"name_settings": {**named_settings(record), **export["name_settings"]}}
     fresh = ArtifactRecord(
         name=name,
@@ -114,7 +116,7 @@ def new_record(asked: "Asked", *, artifact: str | None, verification: dict[str, 
         base=record.base,
         adapter=record.adapter,
         merge=record.merge,
-        parents=(parent, *record.parents),
+        parents=(parent,),
         training=record.training,
         data=data,
         **said,
