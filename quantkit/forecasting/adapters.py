@@ -21,6 +21,8 @@ class AdapterSize:
     frozen: int
     """Parameters that stay as they are drawn: VeRA's shared projections."""
     names: frozenset[str]
+    largest: int = 0
+    """Parameters of the largest tensor that is trained."""
 
 
 def adapter_size(shape: ModelShape, adapter: AdapterPlan) -> AdapterSize:
@@ -30,7 +32,7 @@ def adapter_size(shape: ModelShape, adapter: AdapterPlan) -> AdapterSize:
         UsageError: an entry of the targets matches no layer.
     """
     if adapter.kind == "NoPeft":
-        return AdapterSize((), shape.parameters, 0, frozenset())
+        return AdapterSize((), shape.parameters, 0, frozenset(), max(shape.largest, shape.embeddings))
     by_name = {layer.name: layer for layer in (*shape.linears, *([shape.head] if shape.head else []))}
     names = chosen_targets(
         [layer.name for layer in shape.linears],
@@ -47,7 +49,8 @@ def adapter_size(shape: ModelShape, adapter: AdapterPlan) -> AdapterSize:
     trained = sum(adapter.r * (layer.inputs + layer.outputs) for layer in layers)
     if adapter.kind == "DoRa":
         trained += sum(layer.outputs for layer in layers)
-    return AdapterSize(layers, trained + saved, 0, frozenset(names))
+    largest = max((adapter.r * max(layer.inputs, layer.outputs) for layer in layers), default=0)
+    return AdapterSize(layers, trained + saved, 0, frozenset(names), max(largest, saved))
 
 
 def _module_parameters(shape: ModelShape, entry: str) -> int:

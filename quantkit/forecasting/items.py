@@ -72,9 +72,13 @@ def backward_items(kept: Activations, settings: RunSettings, shape: ModelShape, 
 
 
 def step_work(settings: RunSettings, size: AdapterSize) -> int:
-    """Return what AdamW makes on the way: on a GPU it works on all tensors at once, unless it is fused or in 8 bits."""
-    plain = settings.optim == "adamw_torch" and settings.device != "cpu"
-    return size.trained * settings.trained_bytes if plain else 0
+    """Return what AdamW makes on the way: on a GPU it works on all tensors at once, unless it is fused or in 8 bits.
+
+    On a CPU it takes one tensor after the other, twice the root of its second moment.
+    """
+    if settings.optim != "adamw_torch":
+        return 0
+    return size.trained * settings.trained_bytes if settings.device != "cpu" else 2 * size.largest * settings.trained_bytes
 
 
 def loaded_weights(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
@@ -95,12 +99,16 @@ def reading(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
 
 
 def casting(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
-    """Return the copy of the largest tensor that is made where training holds weights in another data type than loading."""
+    """Return the copies of the largest tensor that are made where training holds weights in another data type than loading.
+
+    Where that is bfloat16, its copy is made float32 again first, to see that no value changes.
+    """
     whole = settings.adapter.kind == "NoPeft"
     held = settings.trained_dtype if whole else settings.held_dtype(shape.dtype)
     if held == settings.plan.compute_dtype:
         return {}
-    return {"the tensor being cast": max(shape.largest, shape.embeddings) * DENSE_BITS[held] // 8}
+    back = DENSE_BITS[settings.plan.compute_dtype] // 8 if held == "bfloat16" and not whole else 0
+    return {"the tensor being cast": max(shape.largest, shape.embeddings) * (DENSE_BITS[held] // 8 + back)}
 
 
 def quantizing(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
