@@ -1,9 +1,10 @@
-"""On which devices of one process do the layers of a base stand?
+"""On which devices do the layers of a base stand?
 
-On one, unless `device_map` spreads a dense base over several GPUs, as transformers and accelerate spell it: each layer computes
-where it stands, one after the other, and hooks of accelerate carry the activations. A base that is too large for the GPUs is
-refused: accelerate would leave the rest on CPU or disk, where layers are fetched for a forward pass but get no gradients.
-Several processes with parts of one model, the alternative that keeps all GPUs busy, is `sharding` fsdp2.
+On one, unless `device_map` spreads a dense base over several GPUs of a process, as transformers and accelerate spell it: each
+layer computes where it stands, one after the other, and hooks of accelerate carry the activations. A base that is too large for
+the GPUs is refused: accelerate would leave the rest on CPU or disk, where layers are fetched for a forward pass but get no
+gradients. Several processes with parts of one model, the alternative that keeps all GPUs busy, is `sharding` fsdp2
+(`quantkit.training.sharding`); what stands against it is said here, before a model is loaded.
 """
 
 from collections.abc import Mapping
@@ -42,6 +43,31 @@ def check_placement(config: "RunConfig", device: str, *, quantized: bool) -> Non
         )
     if isinstance(config.device_map, Mapping) and not device.startswith("cpu"):
         _refuse_away(config.device_map, what)
+
+
+def check_splitting(config: "RunConfig") -> None:
+    """Check that what is to be split over processes can be.
+
+    Raises:
+        UsageError: there is one process only, or a setting stands against it.
+    """
+    if config.sharding == "none":
+        return
+    if world_size() == 1:
+        raise UsageError(
+            "sharding is fsdp2, but the run has one process; start several with torchrun or accelerate launch"
+            " (Fine-tuning/README.md), or leave it out"
+        )
+    if config.peft_config == "NoPeft":
+        raise UsageError(
+            "sharding is fsdp2, which splits frozen weights, but peft_config is NoPeft, which trains all of them; choose an"
+            " adapter, or leave sharding out"
+        )
+    if config.activation_offloading:
+        raise UsageError(
+            "sharding is fsdp2 and activation_offloading is on, which would move the weights gathered for a block as well;"
+            " set recompute to full instead"
+        )
 
 
 def placement(device_map: Mapping[str, int | str] | str | None, device: str) -> Any:

@@ -21,6 +21,8 @@ class FourBitOptions:
     """Grid of the codes."""
     double_quant: bool = False
     """Quantize the scales, too."""
+    quant_storage: str = "uint8"
+    """Data type that holds the codes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,7 @@ def test_spellings_with_one_meaning_are_brought_to_one_form() -> None:
         ("save_total_limit", 0),
         ("dataloader_num_workers", -1),
         ("output_dir", ""),
+        ("device_map", "everywhere"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_what_is_wanted(name: str, value: object) -> None:

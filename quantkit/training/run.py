@@ -15,6 +15,7 @@ from quantkit.console import Progress, progress
 from quantkit.data.packing import packs
 from quantkit.errors import UsageError
 from quantkit.layers import bare_model
+from quantkit.placement import check_splitting
 from quantkit.plan import QuantizationPlan
 from quantkit.processes import is_first, world_size
 from quantkit.training.guards import check_learned
@@ -64,7 +65,7 @@ def train(
     from quantkit.training.layouts import FlatCollator
     from quantkit.training.loop import StepTrainer, StepWatch
     from quantkit.training.order import RowOrder, WithRows, fillers
-    from quantkit.training.sharding import check_splitting, split_over_processes
+    from quantkit.training.sharding import split_over_processes
     from quantkit.training.supervised import output_head
 
     check_offloading(config, device)

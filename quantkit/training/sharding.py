@@ -9,41 +9,13 @@ on a CPU it is passed over without a word.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantkit.errors import UsageError
-from quantkit.processes import is_first, world_size
-
-if TYPE_CHECKING:
-    from quantkit.config import RunConfig
+from quantkit.processes import is_first
 
 Slot = tuple[Any, str]
 """A module and the name of one of its parameters."""
-
-
-def check_splitting(config: "RunConfig") -> None:
-    """Check that what is to be split over processes can be.
-
-    Raises:
-        UsageError: there is one process only, or a setting stands against it.
-    """
-    if config.sharding == "none":
-        return
-    if world_size() == 1:
-        raise UsageError(
-            "sharding is fsdp2, but the run has one process; start several with torchrun or accelerate launch"
-            " (Fine-tuning/README.md), or leave it out"
-        )
-    if config.peft_config == "NoPeft":
-        raise UsageError(
-            "sharding is fsdp2, which splits frozen weights, but peft_config is NoPeft, which trains all of them; choose an"
-            " adapter, or leave sharding out"
-        )
-    if config.activation_offloading:
-        raise UsageError(
-            "sharding is fsdp2 and activation_offloading is on, which would move the weights gathered for a block as well;"
-            " set recompute to full instead"
-        )
 
 
 @contextmanager
@@ -144,8 +116,8 @@ def _frozen(model: Any) -> dict[Any, list[Slot]]:
     return found
 
 
-def _split(modules: list[Any], device: str) -> list[tuple[Any, type, dict[str, Any], list[str]]]:
-    """Split modules, inner ones first; return of each module its class, hooks, and attributes that were added."""
+def _split(modules: list[Any], device: str) -> list[tuple[Any, type, list[str]]]:
+    """Split modules, inner ones first; return of each module the class it had and the attributes that were added."""
     import torch
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -153,12 +125,12 @@ def _split(modules: list[Any], device: str) -> list[tuple[Any, type, dict[str, A
 
     root = modules[-1]
     mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
-    before = [(module, type(module), _hooks(module), set(vars(module))) for module in root.modules()]
+    before = [(module, type(module), set(vars(module))) for module in root.modules()]
     for module in modules:
         module.to(device)
         trained = {item for item in module.parameters() if item.requires_grad}
         fully_shard(module, mesh=mesh, ignored_params=trained)
-    return [(module, kind, hooks, sorted(set(vars(module)) - names)) for module, kind, hooks, names in before]
+    return [(module, kind, sorted(set(vars(module)) - names)) for module, kind, names in before]
 
 
 def _let_go(frozen: dict[Any, list[Slot]]) -> None:
@@ -178,17 +150,22 @@ def _gather(frozen: dict[Any, list[Slot]], home: Any) -> None:
             module._parameters[name] = item
 
 
-def _hooks(module: Any) -> dict[str, Any]:
-    return {name: value.copy() for name, value in vars(module).items() if "hook" in name and hasattr(value, "copy")}
-
-
-def _undo(added: list[tuple[Any, type, dict[str, Any], list[str]]]) -> None:
+def _undo(added: list[tuple[Any, type, list[str]]]) -> None:
     """Take what `fully_shard` has added off modules: class, hooks, marks. torch has no call for it."""
     from torch.distributed import _composable_state
 
-    for module, kind, hooks, names in added:
+    for module, kind, names in added:
         module.__class__ = kind
-        vars(module).update(hooks)
+        tables = [table for name, table in vars(module).items() if "hook" in name and isinstance(table, dict)]
+        keys = {key for table in tables for key, hook in table.items() if _of_fsdp(hook)}
+        for table in tables:
+            for key in keys:
+                table.pop(key, None)
         for name in names:
             vars(module).pop(name, None)
         _composable_state._module_state_mapping.pop(module, None)
+
+
+def _of_fsdp(hook: Any) -> bool:
+    """Return whether a hook is torch's, also one that is wrapped, as those before loading a state are."""
+    return str(getattr(getattr(hook, "hook", hook), "__module__", "")).startswith("torch.distributed.fsdp")

@@ -44,8 +44,7 @@ class Scenario:
 SCENARIOS = {
     "dense": Scenario(settings={"num_train_epochs": 2, "group_by_length": True, "recompute": "selective"}),
     "four bit": Scenario("uint8", rows=11, settings={"recompute": "full"}),
-    "split": Scenario(sharding="fsdp2", rows=11, settings={"recompute": "selective"}),
-    "split four bit": Scenario("bfloat16", "fsdp2", rows=11),
+    "split four bit": Scenario("bfloat16", "fsdp2", rows=11, settings={"recompute": "full"}),
 }
 
 

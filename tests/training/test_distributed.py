@@ -17,6 +17,7 @@ import torch
 from quantkit.data.arithmetic import arithmetic_data
 from quantkit.errors import UsageError
 from quantkit.files import verify_manifest
+from quantkit.processes import FSDP_WANTED
 from quantkit.training.checkpoints import RunState
 from quantkit.training.identity import check_same_run
 from quantkit.training.order import fillers
@@ -35,6 +36,16 @@ def test_accelerate_reads_the_launch_files(name: str) -> None:
     found = load_config_from_file(str(LAUNCH / f"{name}.yaml"))
     assert found.distributed_type == "MULTI_GPU"
     assert found.num_processes % found.num_machines == 0
+
+
+def test_the_launch_file_of_fsdp_says_what_is_wanted() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    found = load_config_from_file(str(LAUNCH / "fsdp2.yaml"))
+    assert found.distributed_type == "FSDP"
+    assert {key: str(value).lower() for key, value in found.fsdp_config.items()} == {
+        key: wanted for key, (wanted, _) in FSDP_WANTED.items()
+    }
 
 
 def test_the_slurm_script_is_a_script_whose_command_has_known_flags() -> None:
@@ -109,7 +120,22 @@ def test_gradients_go_over_the_wire_once_a_step(together: tuple[Path, str, str])
         assert sorted(set(noted["reduced"])) == last_of_step
 
 
-def test_one_signal_to_one_process_stops_both_and_they_go_on_bit_for_bit(together: tuple[Path, str, str]) -> None:
+def test_a_base_that_is_split_gives_the_run_of_a_base_that_is_not(together: tuple[Path, str, str]) -> None:
+    for whole, split in zip(seen(together[0], "four bit"), seen(together[0], "split four bit"), strict=True):
+        assert split["result"]["losses"] == whole["result"]["losses"]
+        assert equal(split["weights"], whole["weights"])
+        assert split["passes"] == whole["passes"]
+        assert split["result"]["fused_adapters"] == whole["result"]["fused_adapters"] > 0
+        assert whole["held"] == whole["frozen"]
+        assert split["held"] == pytest.approx(split["frozen"] / 2, rel=0.01)
+        assert whole["kept"]
+        assert whole["look"] == split["look"]
+    first, second = seen(together[0], "split four bit")
+    assert first["kept"]
+    assert not second["kept"]  # its part of the weights is gone
+
+
+def test_one_signal_to_one_process_stops_both_and_they_go_on_split_bit_for_bit(together: tuple[Path, str, str]) -> None:
     straight = seen(together[0], "dense")
     for rank, noted in enumerate(seen(together[0], "resumed")):
         assert noted["stopped"]["interrupted"]
@@ -123,12 +149,17 @@ def test_one_signal_to_one_process_stops_both_and_they_go_on_bit_for_bit(togethe
 
 def test_the_command_ends_with_one_code_one_artifact_and_one_message(together: tuple[Path, str, str]) -> None:
     folder, out, err = together
-    assert [noted["codes"] for noted in seen(folder, "codes")] == [[0, 2, 1], [0, 2, 1]]
+    assert [noted["codes"] for noted in seen(folder, "codes")] == [[0, 2, 0, 1], [0, 2, 0, 1]]
     (artifact,) = (path for path in (folder / "made").iterdir() if not path.name.startswith("."))
     verify_manifest(artifact)
     assert not list((folder / "broken").glob("[!.]*"))
-    assert out.count("artifact: ") == 1
-    assert out.count("train: 1/2 steps") == 2  # the third run's first step broke in the other process only
+    (split,) = (path for path in (folder / "split").iterdir() if not path.name.startswith("."))
+    verify_manifest(split)
+    training = json.loads((split / "quantization_metadata.json").read_text())["training"]
+    assert training["settings"]["sharding"] == "fsdp2"
+    assert training["fused_adapters"] > 0
+    assert out.count("artifact: ") == 2
+    assert out.count("train: 1/2 steps") == 4  # with two scenarios; the last run's first step broke in the other process only
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2
     assert "exists; choose another output folder" in errors[0]

@@ -13,7 +13,7 @@ from quantkit.fidelity import compare_logits, probe_logits
 from quantkit.merging import fold_adapters
 from quantkit.methods import installed_methods
 from quantkit.modeling import load_base
-from quantkit.placement import check_placed, check_placement, placement
+from quantkit.placement import check_placed, check_placement, check_splitting, placement
 from quantkit.plan import AdapterPlan
 from tests.bench import plan_for, token_batch
 from tests.training.helpers import adapted, config, run, trained
@@ -106,3 +106,15 @@ def test_layers_away_from_the_gpus_are_refused() -> None:
     check_placed(model, "cpu")
     with pytest.raises(UsageError, match="the GPUs are too small: 2 modules"):
         check_placed(model, "cuda")
+
+
+def test_settings_that_stand_against_splitting_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_splitting(config())
+    with pytest.raises(UsageError, match="the run has one process; start several with torchrun or accelerate launch"):
+        check_splitting(config(sharding="fsdp2"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_splitting(config(sharding="fsdp2"))
+    with pytest.raises(UsageError, match="peft_config is NoPeft, which trains all of them; choose an adapter"):
+        check_splitting(config(sharding="fsdp2", peft_config="NoPeft"))
+    with pytest.raises(UsageError, match="activation_offloading is on, which would move the weights gathered"):
+        check_splitting(config(sharding="fsdp2", activation_offloading=True))
