@@ -144,7 +144,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         fresh = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.accepted:  # what was loaded has the checkpoint's learning rate and weight decay
-            schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+            schedule: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
             schedule.base_lrs = [group["initial_lr"] for group in fresh]
             for group, new, course in zip(self.optimizer.param_groups, fresh, schedule.lr_lambdas, strict=True):
                 group.update(new, lr=new["initial_lr"] * course(schedule.last_epoch))
