@@ -65,7 +65,7 @@ TABLE: dict[tuple[str, str], Answer] = {
         "exact", "dequantize", "The weights that the layers compute with, in the data type they compute in.", TESTED
     ),
     ("bnb-4bit", "vllm"): _asis(
-        "vLLM reads it on NVIDIA GPUs, without tensor parallelism, and its support is to be removed; `--dequantize` gives"
+        "vLLM reads it on NVIDIA GPUs, without tensor parallelism, and its removal is proposed; `--dequantize` gives"
         " exact 16-bit weights, and a method with an integer grid serves faster.",
         VLLM_BNB, "bitsandbytes",
     ),
@@ -79,7 +79,7 @@ TABLE: dict[tuple[str, str], Answer] = {
         "Weights are rounded to the data type (exact in float32), and activations are no longer rounded to 8 bits.", TESTED,
     ),
     ("bnb-int8", "vllm"): _asis(
-        "vLLM reads it on NVIDIA GPUs, and its support is to be removed; a W8A8 folder serves faster"
+        "vLLM reads it on NVIDIA GPUs, and its removal is proposed; a W8A8 folder serves faster"
         " (`quantkit quantize --method SmoothQuant` of the 16-bit model).",
         VLLM_BNB, "bitsandbytes",
     ),
@@ -173,7 +173,8 @@ TABLE: dict[tuple[str, str], Answer] = {
         "lossy", "route", "Load it with hqq and save the dequantized weights; rounded to the data type.", "hqq 0.2"
     ),
     ("hqq", "vllm"): _answer(
-        "no", "route", "vLLM's reader of hqq is to be removed. Serve what `quantkit quantize --method HQQ` makes.", VLLM_LEGACY
+        "no", "route", "vLLM's reader of it is proposed for removal. Serve what `quantkit quantize --method HQQ` makes.",
+        VLLM_LEGACY,
     ),
     ("hqq", "gguf"): _answer(
         "lossy", "route", "Dequantize it with hqq, then `quantkit export FOLDER --to gguf`.", GGUF_QUANTIZED
@@ -185,7 +186,7 @@ TABLE: dict[tuple[str, str], Answer] = {
     ("auto-round", "dense"): _answer(
         "exact", "route", "Load it with transformers and auto-round, and save the dequantized weights.", "auto-round 0.16"
     ),
-    ("auto-round", "vllm"): _asis("vLLM reads it; its own reader is to be folded into others.", VLLM_LEGACY),
+    ("auto-round", "vllm"): _asis("vLLM reads it; its reader is proposed for removal.", VLLM_LEGACY),
     ("auto-round", "gguf"): _answer(
         "lossy", "route", AUTO_ROUND.format("gguf:q4_k_m"), "auto-round 0.16"
     ),

@@ -181,7 +181,7 @@ def show_table(flags: Flags) -> int:
         entries = [{"from": s, "to": t} | TABLE[s, t].to_dict() for s in SOURCES for t in TARGETS]
         console.emit_json({"table": entries})
         return 0
-    columns = [Column("from"), *(Column(target) for target in TARGETS)]
+    columns = [Column("from"), *(Column(target, priority=place) for place, target in enumerate(TARGETS))]
     rows = [[named, *(short(TABLE[source, target]) for target in TARGETS)] for source, named in SOURCES.items()]
     console.table("What can be exported to what", columns, rows, caption="* this command does it; dense: --dequantize")
     return 0

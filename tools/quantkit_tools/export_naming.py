@@ -35,8 +35,9 @@ def dense_dtype(asked: "Asked") -> str:
     """
     if asked.flags.dtype != "auto":
         return asked.flags.dtype
-    stored = asked.holding.stored
-    found = stored.lm_head_dtype if stored is not None and stored.is_quantized else getattr(stored, "weights_dtype", None)
+    stored, config = asked.holding.stored, asked.holding.config
+    stated = config.get("dtype") or config.get("torch_dtype")  # what loaders cast the head to, where its type is another
+    found = stated if stated in DENSE_BITS else getattr(stored, "lm_head_dtype", None)
     if found not in DENSE_BITS:
         raise UsageError(f"{asked.holding.name}: in which data type its dense weights are could not be told; say --dtype")
     return str(found)
@@ -50,7 +51,8 @@ def new_spec(asked: "Asked") -> QuantizationSpec:
         return QuantizationSpec.dense(dtype, method=spec.method)
     if asked.target == "gguf":
         return spec.with_changes(format="gguf")
-    return spec.with_changes(format=asked.target, symmetric=False if asked.target == "awq" else spec.symmetric)
+    symmetric = False if asked.target == "awq" else spec.symmetric
+    return spec.with_changes(format=asked.target, symmetric=symmetric, lm_head_dtype=dense_dtype(asked))
 
 
 def source_spec(asked: "Asked") -> QuantizationSpec:
