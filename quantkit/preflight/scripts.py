@@ -39,12 +39,17 @@ def unknown_scripts(look: Look) -> Iterator[Finding]:
         if seen < LEAST_SHARE * total or share < MOSTLY:
             continue
         each = sum(letters[letter] * cost[letter] for letter in spelled) / sum(letters[letter] for letter in spelled)
-        found = (
-            f"{share:.0%} of the {script.capitalize()} letters ({seen / total:.0%} of all letters) have no token of their own"
-        )
+        found = f"{share:.0%} of the {_named(script)} ({seen / total:.0%} of all letters) have no token of their own"
         found += f" and are spelled in {each:.1f} tokens each, e.g. {' '.join(spelled[:5])}"
         advice = "the model hardly knows this script; choose one whose tokenizer does, or expect long rows and slow learning"
         yield Finding("warning", "writing system", found, advice)
+
+
+def _named(script: str) -> str:
+    """Return what letters of a script are called, of which ASCII's were not asked about."""
+    return (
+        "Latin letters beyond a to z" if script == "LATIN" else f"{script if script == 'CJK' else script.capitalize()} letters"
+    )
 
 
 def _tokens_each(look: Look, letters: list[str]) -> dict[str, int]:

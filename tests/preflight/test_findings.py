@@ -165,6 +165,20 @@ def test_a_fault_is_told_with_its_number_and_its_first_place(tokenizer: Any, wri
     assert (severity == "error") == bool(found.of("error"))
 
 
+def test_scripts_are_told_apart_and_a_few_foreign_words_are_not_told(tokenizer: Any, write: Write) -> None:
+    def told(text: str, rows: int = 20) -> list[str]:
+        found = examined(tokenizer, write([{"question": text, "answer": row["answer"]} for row in SOUND[:rows]])).findings
+        return [item.found for item in found if item.check == "writing system"]
+
+    several = told("一加二 größer als größte")
+    assert [text.split(" (")[0] for text in several] == [
+        "100% of the CJK letters",
+        "100% of the Latin letters beyond a to z",
+    ]
+    assert "and are spelled in 3.0 tokens each, e.g. 一 加 二" in several[0]
+    assert told("one plus two is three " * 6 + "é") == []
+
+
 def test_questions_that_differ_in_a_sign_are_not_the_same(tokenizer: Any, write: Write) -> None:
     rows = [
         {"question": f"What is 3{sign}4?", "answer": answer} for sign, answer in (("+", "7"), ("-", "x"), (".", "y"), ("", "z"))
