@@ -94,8 +94,10 @@ def state_faults(model: Any, optimizer: Any = None) -> list[str]:
 
 
 def frozen_faults(model: Any) -> list[str]:
-    """Return the same of weights that are not trained."""
-    names = [name for name, item in model.named_parameters() if not item.requires_grad and not _finite(item)]
+    """Return the same of weights that are not trained; 4-bit codes may be stored as floats, of any value."""
+    codes = {f"{name}.weight" for name, module in model.named_modules() if getattr(module, "quant_state", None) is not None}
+    frozen = [(name, item) for name, item in model.named_parameters() if not item.requires_grad and name not in codes]
+    names = [name for name, item in frozen if not _finite(item)]
     return [f"frozen weights {_some(names)}"] if names else []
 
 

@@ -17,6 +17,7 @@ from quantkit.merging import fold_adapters
 from quantkit.methods import installed_methods
 from quantkit.numerics.codebooks import CodebookGrid, quantize_codebook
 from quantkit.storable import check_before_saving
+from quantkit.training.guards import frozen_faults
 from tests.bench import difference, load, logits, plan_for, train_step
 
 
@@ -48,6 +49,7 @@ def test_adapters_train_and_fold_as_on_bytes(tiny_model: Path) -> None:
         plan = plan_for("QLORA", quant_storage=storage)
         model = attach_adapter(installed_methods().prepare_model(plan, load(tiny_model, plan)), plan.adapter, 1)
         assert train_step(model) == []
+        assert frozen_faults(model) == []
         before = logits(model)
         folded = fold_adapters(model)
         assert difference(logits(folded), before) < 1e-3
