@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FREE_SETTINGS = frozenset(
     {"output_dir", "overwrite", "logging_steps", "save_steps", "save_total_limit", "resume_from_checkpoint", "report_to"}
     | {"accept_changes", "name_settings", "dataloader_num_workers", "sharding", "eval_dataset_name", "device"}
-    | {"merge_after_train", "merge", "save_dtype", "lm_head_dtype"}
+    | {"merge_after_train", "merge", "save_dtype", "lm_head_dtype", "device_map"}
     | {"recompute", "gradient_checkpointing", "activation_offloading", "preflight", "force"}
 )
 """Settings a resumed run may change unasked: they have no effect on the steps, or, as recomputing, on their results."""
@@ -37,6 +37,8 @@ BOUND = frozenset({"peft_config", "lora_r", "target_modules", "modules_to_save",
 """What a checkpoint's tensors belong to; a run in which it differs cannot go on from there at all."""
 LIBRARIES = ("quantkit", "torch", "transformers", "peft", "accelerate", "bitsandbytes")
 """Distributions whose versions decide a step's results to the last bit."""
+Change = tuple[Any, Any]
+"""What a field was, and what it is."""
 SAMPLES = 64
 """Values of each frozen tensor that the base's fingerprint is taken over."""
 
@@ -96,58 +98,56 @@ def rows_sha256(rows: Sequence["EncodedRow"]) -> str:
 
 def check_same_run(
     state: "RunState", run: Mapping[str, Any], *, where: Path, total_steps: int, accepted: tuple[str, ...] = ()
-) -> list[str]:
-    """Check that this run goes on where the checkpoint's stopped; return the `accepted` differences in words.
+) -> dict[str, Change]:
+    """Check that this run goes on where the checkpoint's stopped; return the differences that were `accepted`.
 
     Raises:
         UsageError: names each field that differs and was not accepted, with both values.
     """
-    found = differences(state, run, total_steps=total_steps)
     for name in accepted:
         if name in BOUND:
             raise UsageError(f"accept_changes has {name!r}; the checkpoint's tensors belong to it, so start a new run")
-    bound = {name: text for name, text in found.items() if name in BOUND}
-    if bound:
-        raise UsageError(f"{where}: made by another run: {'; '.join(bound.values())}. Use the same, or start a new run")
-    open_ones = {name: text for name, text in found.items() if name not in accepted}
-    if open_ones:
+    found = differences(state, run, total_steps=total_steps)
+    if bound := {name: change for name, change in found.items() if name in BOUND}:
+        raise UsageError(f"{where}: made by another run: {in_words(bound)}. Use the same, or start a new run")
+    if left := {name: change for name, change in found.items() if name not in accepted}:
         raise UsageError(
-            f"{where}: made by another run: {'; '.join(open_ones.values())}. Use the same, start a new run, or go on all the"
-            f" same with accept_changes={','.join([*accepted, *open_ones])}"
+            f"{where}: made by another run: {in_words(left)}. Use the same, start a new run, or go on all the same with"
+            f" accept_changes={','.join([*accepted, *left])}"
         )
-    known = {*state.settings, *run["settings"], *run["facts"], *run["versions"]}
+    known = {*found, *state.settings, *run["settings"], *run["facts"], *run["versions"]}
     for name in accepted:
-        if name not in known and name not in found:
+        if name not in known:
             raise UsageError(f"accept_changes has {name!r}, which a checkpoint does not keep.{did_you_mean(name, known)}")
-    return [found[name] for name in accepted if name in found]
+    return {name: found[name] for name in accepted if name in found}
 
 
-def differences(state: "RunState", run: Mapping[str, Any], *, total_steps: int) -> dict[str, str]:
-    """Return field → what it was and is, for all in which a run differs from a checkpoint's."""
+def differences(state: "RunState", run: Mapping[str, Any], *, total_steps: int) -> dict[str, Change]:
+    """Return field → what it was and what it is, for all in which a run differs from a checkpoint's."""
     was, now = _flat(state.settings), _flat(run["settings"])
     same_rows = prod(now[key] for key in ROWS_OF_A_STEP) == prod(was.get(key, 0) for key in ROWS_OF_A_STEP)
     same_course = state.total_steps == total_steps or (now["lr_scheduler_type"] in ENDLESS and not 0 < now["warmup_steps"] < 1)
     leave = (ROWS_OF_A_STEP if same_rows else ()) + (LENGTH if same_course else ())
     options = {*state.settings.get("method_options", {}), *run["settings"]["method_options"]}
     found = {
-        key: f"{key} was {was.get(key)!r} and is {now.get(key)!r}"
+        key: (was.get(key), now.get(key))
         for key in sorted({*was, *now})
         if key not in leave and was.get(key) != now.get(key) and (key in options or (key in was and key in now))
     }
-    for name, value in run["facts"].items():
-        before = state.facts.get(name, value)
-        if before != value:
-            found[name] = f"{name} was {_short(before)} and is {_short(value)}"
-    for name, version in run["versions"].items():
-        before = state.versions.get(name, version)
-        if before != version:
-            found[name] = f"{name} was {before} and is {version}"
+    for before, after in ((state.facts, run["facts"]), (state.versions, run["versions"])):
+        found |= {name: (before[name], value) for name, value in after.items() if name in before and before[name] != value}
     return found
+
+
+def in_words(changes: Mapping[str, Change]) -> str:
+    """Return differences as a user should read them; of a fingerprint, the first twelve digits."""
+    return "; ".join(f"{name} was {_shown(was)} and is {_shown(now)}" for name, (was, now) in changes.items())
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings.get("method_options", {}), **{key: value for key, value in settings.items() if key != "method_options"}}
 
 
-def _short(value: Any) -> Any:
-    return value[:12] if isinstance(value, str) else value
+def _shown(value: Any) -> str:
+    hashed = isinstance(value, str) and len(value) == hashlib.sha256().digest_size * 2
+    return value[:12] if hashed else repr(value)
