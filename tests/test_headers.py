@@ -394,3 +394,32 @@ def test_what_transformers_and_bitsandbytes_really_save_is_read_the_same(
     assert (weights.kind, weights.weights_dtype, weights.double_quant) == expected
     assert weights.quantized_layers == 28
     assert weights.lm_head_dtype == "bfloat16"
+
+
+def test_a_link_that_leads_out_of_a_folder_is_refused_and_one_within_is_not(tmp_path: Path) -> None:
+    from quantkit.headers import refuse_links_out
+
+    folder = tmp_path / "model"
+    (folder / "inner").mkdir(parents=True)
+    (tmp_path / "secret.json").write_text("{}")
+    (folder / "here.json").write_text("{}")
+    (folder / "inner" / "same.json").symlink_to(folder / "here.json")
+    refuse_links_out(folder)
+    for target in (tmp_path / "secret.json", tmp_path):
+        link = folder / "inner" / "link"
+        link.symlink_to(target)
+        with pytest.raises(UsageError, match=rf"{link}: a link to {target}, outside the folder; .* Put the file itself there"):
+            refuse_links_out(folder)
+        link.unlink()
+
+
+def test_links_of_the_hub_cache_into_its_own_blobs_count_as_inside(tmp_path: Path) -> None:
+    from quantkit.headers import refuse_links_out
+
+    repository = tmp_path / "models--org--name"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "blobs" / "abc").write_text("{}")
+    snapshot = repository / "snapshots" / "123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").symlink_to(repository / "blobs" / "abc")
+    refuse_links_out(snapshot)

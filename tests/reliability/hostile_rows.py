@@ -150,7 +150,8 @@ def tokenizers(model: Path) -> Iterator[Case]:
         for how, content in BROKEN_JSON.items():
             if how in ("NaN", "infinity", "a huge number", "nested deeply"):  # valid to Python, and without effect here
                 continue
-            yield _model_case(model, f"{name} that is {how}", {name: content}, "")
+            says = name.replace("_json", ".json") if "config" in name else "tokenizer"
+            yield _model_case(model, f"{name} that is {how}", {name: content}, says)
 
 
 def _model_case(model: Path, what: str, files: dict[str, bytes | str], says: str) -> Case:
