@@ -51,7 +51,8 @@ def random_states() -> tuple[Any, ...]:
     import numpy as np
     import torch
 
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cuda: Any = torch.cuda
+    gpus = cuda.get_rng_state_all() if cuda.is_initialized() else None
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), gpus
 
 
@@ -76,5 +77,6 @@ def release(model: Any) -> None:
 
     model.zero_grad(set_to_none=True)
     gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    cuda: Any = torch.cuda
+    if cuda.is_initialized():
+        cuda.empty_cache()
