@@ -77,10 +77,12 @@ def test_a_broken_plugin_is_named_and_the_rest_goes_on(capsys, monkeypatch):
     from quantkit.methods import installed_methods
 
     monkeypatch.setitem(installed_methods().broken, "TOY", "plugin 'TOY' of toy 1 does not import: ImportError: no")
+    monkeypatch.setitem(installed_methods().notes, "LOUD", "plugin 'LOUD' of loud 1 prints 9 bytes when it is imported")
     assert cli.main(["doctor"]) == 3
     printed = capsys.readouterr().out
     assert "- plugin TOY: plugin 'TOY' of toy 1 does not import: ImportError: no" in printed
     assert "QUANTKIT_DISABLE_PLUGINS=TOY" in printed
+    assert "- plugin LOUD: plugin 'LOUD' of loud 1 prints 9 bytes" in printed
 
 
 def test_methods_that_lack_a_library_come_with_what_to_type(capsys, monkeypatch):

@@ -98,6 +98,7 @@ def examine(methods: Methods, *, deep: bool = False) -> Examination:
         *judge_libraries(libraries),
         *judge_pairs(versions, flags=machine.flags, has_gpu=devices[0] != "cpu"),
         *(_broken_plugin(name, reason) for name, reason in sorted(broken.items())),
+        *(_noted_plugin(name, note) for name, note in sorted(methods.notes.items())),
         *judge_machine(machine, torch_version=versions.get("torch"), threads=os.environ.get("OMP_NUM_THREADS")),
         *judge_places(places),
         *judge_trials(trials or []),
@@ -167,6 +168,11 @@ def _broken_plugin(name: str, reason: str) -> Finding:
         what=reason,
         advice=f"repair or uninstall it, or set QUANTKIT_DISABLE_PLUGINS={name}; every other method works without it",
     )
+
+
+def _noted_plugin(name: str, note: str) -> Finding:
+    advice = "nothing is wrong with its method; tell its author"
+    return Finding(severity="beware", subject=f"plugin {name}", what=note, advice=advice)
 
 
 def _install(entry: dict[str, Any]) -> str:
