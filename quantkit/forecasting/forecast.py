@@ -177,7 +177,7 @@ def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants 
     if settings.quantizes_base:
         moments.insert(0, Moment("quantize", quantizing(shape, settings)))
     if settings.merges:
-        moments.append(Moment("merge", merging(shape)))
+        moments += [Moment("merge", merging(shape)), Moment("compare", comparing(shape, settings))]
         moments.append(Moment("save", saving(shape, settings)))
     found, devices = _per_device(moments, shape, settings, weights)
     offloaded = kept.kept(settings.with_changes(offload=False), shape.blocks) if settings.offload else 0

@@ -11,7 +11,11 @@ from quantkit.forecasting.constants import Constants
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
 from quantkit.forecasting.storage import UNPACKED, held_bytes, stored_bytes
+from quantkit.fidelity import PROBE_TOKENS
 from quantkit.spec import DENSE_BITS
+
+COMPARED = 9
+"""Tensors of logits that live at once in a comparison: of base, adapter and folded model, and six in the divergence."""
 
 
 def held_weights(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
@@ -126,6 +130,13 @@ def merging(shape: ModelShape) -> dict[str, int]:
         "the folded model in float32": 4 * shape.parameters,
         "the tensor being made": max(3 * 4 * layer, 2 * shape.embeddings),
     }
+
+
+def comparing(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
+    """Return what comparing the folded model with the trained one takes: logits of `PROBE_TOKENS`, always on the CPU."""
+    folded = {"the folded model in float32": 4 * shape.parameters}
+    compared = COMPARED * PROBE_TOKENS * shape.vocabulary * 4
+    return folded | ({"logits that are compared": compared} if settings.device == "cpu" else {})
 
 
 def streaming_bytes(shape: ModelShape) -> int:
