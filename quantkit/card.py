@@ -207,9 +207,6 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
         said.append(f"{data['overlap']} evaluation questions also stand in the training set; scores on them say little.")
     if _merged_training(record).get("interrupted"):
         said.append("Training was interrupted before its last step.")
-    if changes := _merged_training(record).get("accepted_changes"):
-        parts = ", ".join(f"{change['field']} (from step {change['from_step']} on)" for change in changes)
-        said.append(f"Training went on after an interruption with differences that were accepted: {parts}.")
     if record.get("training"):
         said.append("No quality is claimed beyond the numbers above; the licence and limits of the base and the data apply.")
     return said

@@ -17,6 +17,7 @@ from quantkit.forecasting.items import (
     backward_items,
     beside_gpus,
     casting,
+    comparing,
     earlier_gradients,
     held_activations,
     held_weights,
@@ -177,7 +178,7 @@ def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants 
     if settings.quantizes_base:
         moments.insert(0, Moment("quantize", quantizing(shape, settings)))
     if settings.merges:
-        moments += [Moment("merge", merging(shape)), Moment("compare", comparing(shape, settings))]
+        moments.append(Moment("merge", max(merging(shape), comparing(shape, settings), key=lambda items: sum(items.values()))))
         moments.append(Moment("save", saving(shape, settings)))
     found, devices = _per_device(moments, shape, settings, weights)
     offloaded = kept.kept(settings.with_changes(offload=False), shape.blocks) if settings.offload else 0
