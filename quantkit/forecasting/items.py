@@ -5,13 +5,13 @@ Apart from `quantkit.forecasting.forecast`, which says when they live together.
 
 from collections.abc import Mapping
 
+from quantkit.fidelity import PROBE_TOKENS
 from quantkit.forecasting.activations import Activations
 from quantkit.forecasting.adapters import AdapterSize
 from quantkit.forecasting.constants import Constants
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
 from quantkit.forecasting.storage import UNPACKED, held_bytes, stored_bytes
-from quantkit.fidelity import PROBE_TOKENS
 from quantkit.spec import DENSE_BITS
 
 COMPARED = 9
