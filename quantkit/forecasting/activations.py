@@ -22,7 +22,7 @@ CHUNKS = 8
 """Chunks of torchtune's chunked cross entropy."""
 OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 """What layers after attention are called."""
-SPARED = ("v_proj",)
+SPARED = ("v_proj", "qkv_proj")
 """Attention layers whose output attention keeps as it is."""
 
 
@@ -92,15 +92,31 @@ def _attention(shape: ModelShape, settings: RunSettings, size: AdapterSize, laye
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     kept = shape.block_norms * _norm(shape.width, settings)
     kept += _norm(queries + keys, settings) if shape.head_norms else 0
-    kept += (queries + 2 * keys) * wide
-    if not settings.composes_attention:
-        kept += queries * wide + 4 * shape.heads  # its output, and the logarithm of each softmax's sum
+    kept += _scores(shape, settings)
     out = [layer for layer in layers if layer.ending in OUTPUTS]
     into = [layer for layer in layers if layer not in out]
+    if len(into) == 1:
+        kept += (queries + keys) * wide  # values are a part of one tensor with queries and keys
     kept += _inputs(into, settings, size) * shape.width * wide
     if (whole or _needs_input(out, settings, size)) and not settings.compiled:
         kept += queries * wide  # the outputs of all rows, one behind another
-    return kept + sum(_of_adapter(layer, settings, size, elsewhere=layer.ending in SPARED) for layer in layers)
+    normed = {"q_proj", "k_proj"} if shape.head_norms else set()
+    normed |= {layer.ending for layer in out} if shape.block_norms > 2 else set()
+    spared = {*SPARED, *(normed if wide == 4 else ())}  # a norm keeps its float32 input as it is
+    return kept + sum(_of_adapter(layer, settings, size, elsewhere=layer.ending in spared) for layer in layers)
+
+
+def _scores(shape: ModelShape, settings: RunSettings) -> int:
+    """Return bytes per token of queries, keys, values and what attention makes of them."""
+    wide = settings.computes_in_bytes
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    if shape.scores_kept:  # a capped score, a softmax in float32 and its cast; keys and values repeated for each head
+        cast = wide if wide < 4 else 0
+        return 3 * queries * wide + shape.heads * settings.length * (wide + 4 + cast)
+    kept = (queries + 2 * keys) * wide
+    if not settings.composes_attention:
+        kept += queries * wide + 4 * shape.heads  # its output, and the logarithm of each softmax's sum
+    return kept
 
 
 def _mlp(shape: ModelShape, settings: RunSettings, size: AdapterSize, layers: list[LinearShape]) -> int:
@@ -113,7 +129,9 @@ def _mlp(shape: ModelShape, settings: RunSettings, size: AdapterSize, layers: li
     kept += _inputs(into, settings, size) * shape.width * wide
     if whole or _needs_input(out, settings, size):
         kept += inner * wide
-    return kept + sum(_of_adapter(layer, settings, size, elsewhere=gated and layer in into) for layer in layers)
+    normed = out if shape.block_norms > 2 and wide == 4 else []
+    elsewhere = [*(into if gated else []), *normed]
+    return kept + sum(_of_adapter(layer, settings, size, elsewhere=layer in elsewhere) for layer in layers)
 
 
 def _norm(width: int, settings: RunSettings) -> int:

@@ -29,6 +29,8 @@ class Family:
     kv_heads: int | None = None
     """Heads of keys and values where the configuration names none; None: as many as there are heads."""
     tied: bool = False
+    cap: bool = False
+    """Whether attention caps its scores where the configuration does not say."""
     fused: bool = False
     """Whether q, k, v are one layer, and gate and up another."""
 
@@ -40,7 +42,7 @@ FAMILIES = {
     "qwen3": Family(output_bias=True, head_norms=True, head_dim=128, kv_heads=32),
     "granite": Family(output_bias=True),
     "phi3": Family(fused=True),
-    "gemma2": Family(output_bias=True, norms=4, head_dim=256, kv_heads=4, tied=True),
+    "gemma2": Family(output_bias=True, norms=4, head_dim=256, kv_heads=4, tied=True, cap=True),
     "gemma3_text": Family(output_bias=True, head_norms=True, norms=4, head_dim=256, kv_heads=4, tied=True),
 }
 
@@ -93,6 +95,7 @@ def known_shape(config: Mapping[str, Any], name: str) -> ModelShape | None:
         vocabulary=vocabulary,
         head_norms=family.head_norms,
         block_norms=family.norms,
+        scores_kept=config.get("attn_logit_softcapping", 50.0 if family.cap else None) is not None,
         dtype=str(config.get("torch_dtype") or config.get("dtype") or "float32"),
         max_positions=config.get("max_position_embeddings"),
     )

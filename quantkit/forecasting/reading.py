@@ -126,6 +126,7 @@ def shape_of(model: Any, name: str) -> ModelShape:
         block_norms=sum(
             "norm" in key.rpartition(".")[2].lower() or key.startswith("ln_") for key, _ in blocks[0].named_children()
         ),
+        scores_kept=_first(text, "attn_logit_softcapping") is not None or text.model_type.startswith("gpt_oss"),
         experts=int(_first(text, "num_local_experts", "num_experts", "n_routed_experts") or 0),
         experts_per_token=int(_first(text, "num_experts_per_tok", "experts_per_token") or 0),
         dtype=str(model.config.dtype or model.dtype).removeprefix("torch."),

@@ -61,6 +61,8 @@ class ModelShape:
     """Whether queries and keys pass a norm each."""
     block_norms: int = 2
     """Norms of a decoder block, those of queries and keys not counted."""
+    scores_kept: bool = False
+    """Whether attention keeps its scores: those that caps or sinks change, which torch's fused attention does not know."""
     experts: int = 0
     """Experts of a block; 0: a plain MLP."""
     experts_per_token: int = 0

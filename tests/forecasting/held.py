@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from quantkit.adapters import attach_adapter
 from quantkit.forecasting.reading import shape_of
@@ -32,7 +32,7 @@ SIZES = {
 def small_model(family: str = "llama", dtype: torch.dtype = torch.float32) -> Any:
     """Return a model of random weights."""
     torch.manual_seed(0)
-    config = {"llama": LlamaConfig, "qwen3": Qwen3Config}[family](**SIZES)
+    config = CONFIG_MAPPING[family](**SIZES, pad_token_id=0)
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
