@@ -9,6 +9,7 @@ as fast). After training each parameter gets back the data type it came with: fr
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import UsageError
@@ -110,7 +111,9 @@ def _plain_parameters(model: Any) -> list[Any]:
     return [item for item in model.parameters() if type(item) is torch.nn.Parameter and item.is_floating_point()]
 
 
+@cache
 def _product_s(dtype: Any) -> float:
+    """Return the seconds of a product, timed once per process: its forecast and its training must choose alike."""
     import torch
 
     left, right = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
