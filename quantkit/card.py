@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from quantkit.card_load import loading_section
+from quantkit.exporting.wording import exported_summary
 from quantkit.layout import format_bytes, format_duration
 from quantkit.plan import AdapterPlan, Stage
 from quantkit.spec import DENSE_BITS, QuantizationSpec
@@ -103,15 +104,16 @@ def base_shown(record: Mapping[str, Any]) -> str:
 
 def summary(record: Mapping[str, Any]) -> str:
     """Return what the artifact is, in two or three sentences."""
-    if export := (record.get("verification") or {}).get("export"):
-        return _exported(record, export)
     recipe, merge, base = record["recipe"], record.get("merge"), f"`{base_shown(record)}`"
     spec, stored = (QuantizationSpec.from_dict(item) for item in (recipe["spec"], record["quantization"]))
     trained_on = (
         f"on its weights in {describe(spec)} (method {recipe['method']})" if spec.is_quantized else "on its dense weights"
     )
     label = AdapterPlan.from_dict(record["adapter"]).label if record.get("adapter") else "NoPeft"
-    if record["kind"] == "adapter":
+    if export := (record.get("verification") or {}).get("export"):
+        source = record["parents"][0]["name"] if record.get("parents") else base_shown(record)
+        text = exported_summary(export, source=source, stored=describe(stored), layout=stored.format)
+    elif record["kind"] == "adapter":
         text = f"A {label} adapter for {base}, trained {trained_on}. It is meant for exactly that base, quantized in that way."
     elif recipe["stage"] == Stage.TRAINED and record.get("parents"):
         text = f"`{record['parents'][0]['name']}`, quantized to {describe(stored)} (method {recipe['method']})."
@@ -137,20 +139,6 @@ def summary(record: Mapping[str, Any]) -> str:
     else:
         text = f"A snapshot of {base}, not trained, stored as {describe(stored)}."
     return text
-
-
-def _exported(record: Mapping[str, Any], export: Mapping[str, Any]) -> str:
-    """Return what an exported model is: the same one in another layout, or how far from it."""
-    parents, stored = record.get("parents") or [], QuantizationSpec.from_dict(record["quantization"])
-    source = f"`{parents[0]['name'] if parents else base_shown(record)}`, which holds {export['from']} weights"
-    if export["step"] == "repack":
-        return f"{source}, in the layout of {stored.format}: the same codes, scales and zero points, compared bit for bit."
-    if export["outcome"] == "exact":
-        return f"{source}, stored as {describe(stored)}: the weights that it computes with, and the same logits, bit for bit."
-    return (
-        f"{source}, stored as {describe(stored)}. **It is not the same model**: weights are rounded to this data type, or"
-        f" activations are no longer rounded; mean KL {export['compared_with_source']['mean_kl']:.2g} nats from it."
-    )
 
 
 def describe(spec: QuantizationSpec) -> str:
@@ -207,6 +195,9 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
         said.append(f"{data['overlap']} evaluation questions also stand in the training set; scores on them say little.")
     if _merged_training(record).get("interrupted"):
         said.append("Training was interrupted before its last step.")
+    if changes := _merged_training(record).get("accepted_changes"):
+        parts = ", ".join(f"{change['field']} (from step {change['from_step']} on)" for change in changes)
+        said.append(f"Training went on after an interruption with differences that were accepted: {parts}.")
     if record.get("training"):
         said.append("No quality is claimed beyond the numbers above; the licence and limits of the base and the data apply.")
     return said

@@ -194,6 +194,10 @@ def test_limits_name_what_a_user_might_not_expect() -> None:
     assert "3 training rows were cut" in said
     assert "2 evaluation questions also stand in the training set" in said
     assert "Training was interrupted before its last step." in said
+    change = {"field": "dataset_name", "was": "/home/me/a.jsonl", "is": "/home/me/b.jsonl", "from_step": 4}
+    changed = "\n".join(caveats(record_of(training=TRAINED | {"result": {"accepted_changes": [change]}})))
+    assert "differences that were accepted: dataset_name (from step 4 on)." in changed
+    assert "/home/me" not in changed
     assert "dense weights cannot repeat that" in "\n".join(caveats(record_of("INT8")))
     assert "On the unquantized base the adapter computes something else" in "\n".join(caveats(adapter_record()))
     forced = record_of(kind="DoRa")
