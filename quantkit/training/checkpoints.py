@@ -33,8 +33,8 @@ class RunState:
     facts: dict[str, Any] = field(default_factory=dict)
     """Fingerprints of rows, chat template and base, kind of device, number of processes."""
     versions: dict[str, str] = field(default_factory=dict)
-    accepted: list[str] = field(default_factory=list)
-    """In what resumed parts of the run differ from those before, as was accepted."""
+    accepted: list[dict[str, Any]] = field(default_factory=list)
+    """In what resumed parts of the run differ from those before, as was accepted: field, was, is, from_step."""
     arithmetic_dtype: str = "float32"
     losses: list[float] = field(default_factory=list)
     duration_s: float = 0.0

@@ -51,8 +51,8 @@ class TrainingResult:
     """Whether a signal ended the run early; a checkpoint was saved."""
     resumed_from: int | None = None
     """The step of the checkpoint this run went on from."""
-    accepted_changes: tuple[str, ...] = ()
-    """In what parts of the run differ from those before an interruption, as `accept_changes` allowed."""
+    accepted_changes: list[dict[str, Any]] = field(default_factory=list)
+    """In what the run differs after an interruption, as `accept_changes` allowed: field, was, is, from_step."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; `from_dict` is its inverse."""

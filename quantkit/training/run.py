@@ -166,7 +166,7 @@ def train(
         evaluation_rows=len(held_out),
         interrupted=interrupted,
         resumed_from=start if checkpoint else None,
-        accepted_changes=tuple(state.accepted),
+        accepted_changes=list(state.accepted),
     )
 
 

@@ -13,7 +13,7 @@ from quantkit.console import warn
 from quantkit.errors import UsageError
 from quantkit.processes import is_first, said_by_first, world_size
 from quantkit.training.checkpoints import RunState, clear_checkpoints, find_checkpoint
-from quantkit.training.identity import check_same_run, describe_run, rows_sha256
+from quantkit.training.identity import check_same_run, describe_run, in_words, rows_sha256
 from quantkit.training.precision import arithmetic_dtype
 
 if TYPE_CHECKING:
@@ -55,10 +55,12 @@ class Start:
         changes = check_same_run(
             state, self.described, where=checkpoint, total_steps=total_steps, accepted=config.accept_changes
         )
-        state.accepted += [f"{text}, from step {state.step + 1} on" for text in changes]
+        state.accepted += [
+            {"field": name, "was": was, "is": now, "from_step": state.step + 1} for name, (was, now) in changes.items()
+        ]
         if is_first():
-            for text in changes:
-                warn(f"accepted: {text}. The result is that of no uninterrupted run")
+            if changes:
+                warn(f"accepted: {in_words(changes)}. The result is that of no uninterrupted run")
             if state.total_steps != total_steps:
                 warn(f"the checkpoint's run was to have {state.total_steps} steps, this one has {total_steps}")
 

@@ -170,7 +170,7 @@ def test_a_checkpoint_of_two_processes_is_not_one_processs(tmp_path: Path) -> No
     settings = config().to_dict()
     state = RunState(settings=settings, facts={"processes": 2}, versions={})
     run = {"settings": settings, "facts": {"processes": 2}, "versions": {}}
-    assert check_same_run(state, run, where=tmp_path, total_steps=0) == []
+    assert check_same_run(state, run, where=tmp_path, total_steps=0) == {}
     run["facts"] = {"processes": 1}
     with pytest.raises(UsageError, match=r"made by another run: processes was 2 and is 1\. Use the same, or start a new run"):
         check_same_run(state, run, where=tmp_path, total_steps=0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from quantkit.errors import UsageError
-from quantkit.training import identity
+from quantkit.training import TrainingResult, identity
 from quantkit.training.checkpoints import RunState
 from quantkit.training.identity import FREE_SETTINGS, check_same_run, describe_run, frozen_sha256
 from tests.training.helpers import adapted, config, equal, run, trained
@@ -51,7 +51,7 @@ def test_settings_that_differ_are_named_with_both_values_and_the_way_to_accept_t
 def test_rows_template_base_and_libraries_that_differ_are_named(
     resumed: Any, data: Any, tokenizer: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UsageError, match=r"data was fingerprint and is another\."):
+    with pytest.raises(UsageError, match=r"data was 'fingerprint' and is 'another'\."):
         resumed(rows=replace(data, fingerprint="another"))
 
     class Other:
@@ -66,7 +66,7 @@ def test_rows_template_base_and_libraries_that_differ_are_named(
         resumed(model=model)
     monkeypatch.setattr("quantkit.environment._version", lambda name: {"torch": "2.99", "peft": "0.99"}.get(name, ""))
     with pytest.raises(
-        UsageError, match=r"torch was [^;]+ and is 2\.99; peft was [^;]+ and is 0\.99\. .*accept_changes=torch,peft"
+        UsageError, match=r"torch was [^;]+ and is '2\.99'; peft was [^;]+ and is '0\.99'\. .*accept_changes=torch,peft"
     ):
         resumed()
 
@@ -79,13 +79,14 @@ def test_a_length_that_bends_the_learning_rate_is_a_difference(resumed: Any, cap
     said = " ".join(capsys.readouterr().err.split())
     assert "accepted: max_steps was 6 and is 7. The result is that of no uninterrupted run" in said
     assert "was to have 6 steps, this one has 7" in said
-    assert result.accepted_changes == ("max_steps was 6 and is 7, from step 4 on",)
+    assert result.accepted_changes == [{"field": "max_steps", "was": 6, "is": 7, "from_step": 4}]
+    assert TrainingResult.from_dict(result.to_dict()) == result
 
 
 def test_a_length_that_bends_nothing_is_none() -> None:
     was = {"settings": config(lr_scheduler_type="constant").to_dict(), "facts": {}, "versions": {}}
     now = was | {"settings": was["settings"] | {"max_steps": 9}}
-    assert check_same_run(RunState(settings=was["settings"], total_steps=6), now, where=Path(), total_steps=9) == []
+    assert check_same_run(RunState(settings=was["settings"], total_steps=6), now, where=Path(), total_steps=9) == {}
 
 
 def test_a_run_shorter_than_its_checkpoint_is_refused(resumed: Any) -> None:
@@ -118,7 +119,7 @@ def test_settings_without_effect_may_change_unasked_and_are_those_of_the_new_run
     run(whole, data, config(), tokenizer, tmp_path / "whole")
     free = {"save_steps": 2, "save_total_limit": 5, "logging_steps": 1, "dataloader_num_workers": 2, "recompute": "selective"}
     model, result = resumed(**free, per_device_train_batch_size=2, gradient_accumulation_steps=2, merge_after_train=False)
-    assert result.accepted_changes == ()
+    assert result.accepted_changes == []
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-3", "checkpoint-4", "checkpoint-6"]
     for name, weight in trained(whole).items():
         torch.testing.assert_close(trained(model)[name], weight, rtol=1e-3, atol=2e-4)
