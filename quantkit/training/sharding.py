@@ -22,8 +22,8 @@ Slot = tuple[Any, str]
 def split_over_processes(model: Any, *, device: str, wanted: bool = True) -> Iterator[None]:
     """Hold a part of the model's frozen weights in each process within, on `device`, where the model need not be before.
 
-    Afterwards the first process has the model as it was, where it was; in the others the frozen weights are gone. After an error
-    they stay in parts: gathering them would wait for processes that may have ended.
+    Afterwards the first process has the model as it was, where it was; in the others the frozen weights are gone. After an
+    error they stay in parts: gathering them would wait for processes that may have ended.
 
     Raises:
         UsageError: no decoder blocks are found, or the weights are of a kind that cannot be split.
