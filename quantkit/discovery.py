@@ -158,7 +158,7 @@ class Plugins:
         answers = self._manager.subset_hook_caller("declare_method", remove_plugins=others)()
         if not answers:
             return None
-        info = answers[0]
+        info: MethodInfo = answers[0]
         if fault := fault_in(info):
             raise PluginError(f"{source}: {fault}")
         if info.name != source.plugin:
