@@ -57,8 +57,8 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "schedule empty": (empty("scheduler.pt"), r"scheduler\.pt has 0 bytes"),
     "schedule missing": (gone("scheduler.pt"), r"scheduler\.pt is missing"),
     "random states missing": (gone("rng_state.pth"), r"rng_state\.pth is missing"),
-    "random states of another step": (of_the_older_one("rng_state.pth"), r"rng_state\.pth has other content"),
-    "adapter cut short": (cut(ADAPTER), r"adapter_model\.safetensors has \d+ bytes"),
+    "random states with one bit flipped": (flipped("rng_state.pth"), r"rng_state\.pth has other content"),
+    "adapter of another step": (of_the_older_one(ADAPTER), r"adapter_model\.safetensors has other content"),
     "adapter with one bit flipped": (flipped(ADAPTER), r"adapter_model\.safetensors has other content"),
     "step edited": (
         lambda folder: edit_json(folder / "trainer_state.json", global_step=5),
