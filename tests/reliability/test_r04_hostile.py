@@ -1,6 +1,8 @@
 """R4: what others wrote is refused with exit code 2 and one line that names file and field, within two seconds of computing."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -67,3 +69,16 @@ def test_hostile_rows_and_tokenizers_are_refused_before_a_model_is_loaded(
     assert not faults, "\n".join(f"{what}: {fault}" for what, fault in faults.items())
     assert not list(tmp_path.rglob("canary"))
     figure("R4", len(tried) - len(faults), len(tried))
+
+
+def test_a_command_of_its_own_says_the_same(tmp_path: Path) -> None:
+    """Not only the function: exit code and one line on stderr, nothing on stdout."""
+    every = {case.what: case for case in chain(hostile.json_files(), hostile.run_files())}
+    for number, what in enumerate(("config.json is a pickle", "the settings python.yaml")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        command = [sys.executable, "-m", "quantkit_tools.cli", *every[what].build(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done
+        assert every[what].says[0] in done.stderr
+        assert not (folder / "canary").exists()
