@@ -39,7 +39,7 @@ def show_run(forecast: Forecast, time: Timing, *, remarks: Iterable[str] = ()) -
         if moment.items
     ]
     columns = [Column("moment"), Column("counted", "right"), Column(_whole(settings.device), "right"), Column("")]
-    title = f"{shape.name} ({shape.parameters / 1e9:,.2f} B), {settings.plan.method}, {settings.adapter.label}"
+    title = f"{shape.name} ({parameters_text(shape.parameters)}), {settings.plan.method}, {settings.adapter.label}"
     table(title, columns, rows)
     table(
         f"At the peak: {MOMENTS[largest.name]}",
@@ -90,6 +90,15 @@ def _summary(forecast: Forecast, time: Timing, remarks: Iterable[str]) -> list[l
     return rows
 
 
+def parameters_text(parameters: int) -> str:
+    """Return a number of parameters as people say it.
+
+    >>> parameters_text(8_190_735_360), parameters_text(134_515_008)
+    ('8.19 B', '134.5 M')
+    """
+    return f"{parameters / 1e9:,.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:,.1f} M"
+
+
 def settings_text(settings: RunSettings) -> str:
     """Return what of the settings decides memory, in words."""
     parts = [f"{settings.rows} rows of up to {settings.length} tokens"]
@@ -120,7 +129,7 @@ def show_cells(question: Asked, found: list[Cell]) -> None:
     kinds = [Column(question.adapter(kind).label, "right") for kind in get_args(PeftKind)]
     shape, device = question.shape, question.device
     table(
-        f"{shape.name}: {shape.parameters / 1e9:,.2f} B parameters, {device}",
+        f"{shape.name}: {parameters_text(shape.parameters)} parameters, {device}",
         [Column("GiB"), *kinds, Column("the base while training", priority=1)],
         rows,
     )
