@@ -39,7 +39,8 @@ def tiled_attention(query: Tensor, key: Tensor, value: Tensor, added: Tensor, *,
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     states = (item.to(dtype) for item in (query, key, value))
-    return torch.as_tensor(_Attention.apply(*states, added, scale, causal))
+    apply: Any = _Attention.apply
+    return torch.as_tensor(apply(*states, added, scale, causal))
 
 
 class _Attention(Function):
@@ -84,7 +85,7 @@ class _Attention(Function):
         return of_query.view(query.shape), of_key.to(key.dtype), of_value.to(value.dtype), None, None, None
 
 
-def _grouped(states: Tensor, key: Tensor) -> Tensor:
+def _grouped(states: Any, key: Tensor) -> Any:
     """Return states [rows, heads, length, dim] as [rows, groups, heads of a group, length, dim]."""
     return states.unflatten(1, (key.shape[1], -1))
 
@@ -101,6 +102,6 @@ def _tiles(grouped: Tensor, key: Tensor, causal: bool) -> Iterator[tuple[int, in
 
 def _weights(queries: Tensor, keys: Tensor, added: Tensor, scale: float) -> Tensor:
     """Return the softmax [rows, groups, heads · queries, size] in float32 for keys [rows, groups, dim, size]."""
-    scores = (queries.float() * scale).flatten(2, 3) @ keys
+    scores: Any = (queries.float() * scale).flatten(2, 3) @ keys
     scores.unflatten(2, queries.shape[2:4]).add_(added)
     return torch.softmax(scores, -1)
