@@ -185,6 +185,10 @@ class RunConfig:
                 raise UsageError(f"settings: {name} is {value!r}; it must be {wanted}")
         if self.packing and not self.padding_free:
             raise UsageError("settings: packing is on and padding_free is off; packed rows have no padding, so turn both on")
+        if self.accept_changes and not self.resume_from_checkpoint:
+            raise UsageError(
+                "settings: accept_changes is set and resume_from_checkpoint is off; it says what a resumed run may do otherwise"
+            )
         if self.gradient_checkpointing and self.recompute == "selective":
             raise UsageError(
                 "settings: recompute is selective and gradient_checkpointing is on, which means full; leave out one"

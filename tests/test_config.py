@@ -119,6 +119,15 @@ def test_a_value_of_the_wrong_kind_is_refused(name: str, value: object, said: st
     assert "\n" not in str(caught.value)
 
 
+def test_changes_are_accepted_by_resumed_runs_only() -> None:
+    assert RunConfig(**(M | {"accept_changes": "seed,torch", "resume_from_checkpoint": True})).accept_changes == (
+        "seed",
+        "torch",
+    )
+    with pytest.raises(UsageError, match="accept_changes is set and resume_from_checkpoint is off"):
+        RunConfig(**(M | {"accept_changes": "seed"}))
+
+
 def test_the_fingerprint_is_that_of_the_weights() -> None:
     config = RunConfig(model_name_or_path="org/M")
     elsewhere = config.with_changes(output_dir="b", overwrite=True, logging_steps=1, save_steps=5, report_to=("wandb",))
