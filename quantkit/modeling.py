@@ -22,8 +22,7 @@ from quantkit.bases import as_stored, stored_format, stored_kwargs, with_packed_
 from quantkit.calibration import Calibration, QuantizationWork
 from quantkit.environment import quiet_libraries
 from quantkit.errors import QuantkitError, UsageError, VerificationError
-from quantkit.files import read_json
-from quantkit.headers import refuse_links_out
+from quantkit.headers import check_folder
 from quantkit.layers import linear_layers
 from quantkit.measure import MEASURED, check_model, loaded_spec
 from quantkit.methods import Methods
@@ -46,7 +45,6 @@ __all__ = [
 ]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-SMALL_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json")
 quiet_libraries()
 
 
@@ -252,10 +250,7 @@ def _with_adapter(model: Any, path: str) -> Any:
 def refuse_missing_folder(path: str) -> None:
     """Refuse what is meant as a local folder and is none, and a folder with links that lead out of it; hub ids pass."""
     if (folder := Path(path).expanduser()).is_dir():
-        refuse_links_out(folder)
-        for name in SMALL_FILES:
-            if (folder / name).is_file() and not isinstance(data := read_json(folder / name), dict):
-                raise UsageError(f"{folder / name}: holds {type(data).__name__}, not an object of settings")
+        check_folder(folder)
         return
     if Path(path).is_file():
         raise UsageError(f"{path}: a file; a model is a folder with config.json, or a hub id")

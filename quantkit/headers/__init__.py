@@ -5,7 +5,7 @@
 configuration or a folder's name, is how 4-bit models come to be listed and evaluated as 16-bit ones.
 """
 
-from quantkit.headers.plain import read_object, refuse_links_out
+from quantkit.headers.plain import check_folder, read_object, refuse_links_out
 from quantkit.headers.stored import StoredWeights, read_stored_weights
 from quantkit.headers.tensorfiles import Header, StoredTensor, TensorIndex, read_header, read_tensor_index
 
@@ -14,6 +14,7 @@ __all__ = [
     "StoredTensor",
     "StoredWeights",
     "TensorIndex",
+    "check_folder",
     "read_header",
     "read_object",
     "read_stored_weights",

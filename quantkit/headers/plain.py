@@ -12,6 +12,7 @@ from typing import Any
 from quantkit.errors import UsageError
 from quantkit.files import read_json
 
+SMALL_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json")
 MAX_DEPTH = 64
 MAX_JSON_BYTES = 32 * 1024 * 1024
 
@@ -86,6 +87,18 @@ def refuse_links_out(folder: Path) -> None:
                     f"{path}: a link to {path.resolve()}, outside the folder; what comes in a folder is read from inside"
                     " it only. Put the file itself there"
                 )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a model's or adapter's folder that other libraries are not to be let at.
+
+    Raises:
+        UsageError: a link leads out of it, or one of its small files is no JSON object.
+    """
+    refuse_links_out(folder)
+    for path in (folder / name for name in SMALL_FILES):
+        if path.is_file() and not isinstance(data := read_json(path), dict):
+            raise UsageError(f"{path}: the JSON is {_kind(data)}; an object was expected")
 
 
 def _inside(folder: Path) -> list[Path]:
