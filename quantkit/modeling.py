@@ -251,10 +251,9 @@ def refuse_missing_folder(path: str) -> None:
     """Refuse what is meant as a local folder and is none, and a folder with links that lead out of it; hub ids pass."""
     if (folder := Path(path).expanduser()).is_dir():
         check_folder(folder)
-        return
-    if Path(path).is_file():
+    elif Path(path).is_file():
         raise UsageError(f"{path}: a file; a model is a folder with config.json, or a hub id")
-    if path.startswith(("/", "./", "../", "~", ".\\")) or path.count("/") > 1 or "\\" in path or path.endswith("/"):
+    elif path.startswith(("/", "./", "../", "~", ".\\")) or path.count("/") > 1 or "\\" in path or path.endswith("/"):
         raise UsageError(f"{path}: no such folder; it looks like a local path, so it was not looked for on the hub")
 
 
@@ -277,7 +276,6 @@ def _refuse_unreadable(folder: Path) -> None:
 @contextmanager
 def one_line(path: str, what: str) -> Iterator[None]:
     """Turn the libraries' loading errors into one line, and keep their progress bars quiet."""
-    from safetensors import SafetensorError
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
