@@ -1,14 +1,13 @@
-"""How much of the machine's memory does this process's control group leave it?
+"""Which control groups is this process in, and how much of the machine's memory do they leave it?
 
-Containers and schedulers (Docker, Kubernetes, Slurm) limit memory by control groups; past the limit the kernel ends the
-process without an error that could be caught. `psutil`, which asks the machine, knows nothing of them.
+Containers and schedulers (Docker, Kubernetes, Slurm) limit memory and cores by control groups; past a limit of memory the
+kernel ends the process without an error that could be caught. `psutil`, which asks the machine, knows nothing of them.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path("/sys/fs/cgroup")
-OWN = Path("/proc/self/cgroup")
+ROOT = Path("/")
 FILES = {
     2: ("memory.max", "memory.current", ("active_file", "inactive_file")),
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
@@ -18,23 +17,28 @@ FILES = {
 
 def free_in_group() -> int | None:
     """Return the bytes that this process's groups leave it, the tightest of them; None where none has a limit."""
-    return min((free for version, folder in _folders() if (free := _free(folder, version)) is not None), default=None)
+    groups = group_folders("memory", ROOT)
+    return min((free for version, folder in groups if (free := _free(folder, version)) is not None), default=None)
 
 
-def _folders() -> Iterator[tuple[int, Path]]:
-    """Yield version and folder of each group the process is in, innermost first; in a container the root may be its own."""
+def group_folders(controller: str, root: Path = ROOT) -> Iterator[tuple[int, Path]]:
+    """Yield version and folder of each group the process is in, innermost first; in a container the top may be its own.
+
+    `controller`, `memory` or `cpu`, chooses among those of the first version; `root` is the folder above `proc` and `sys`.
+    """
     try:
-        lines = OWN.read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
-        number, controllers, path = line.split(":", 2)
+        number, _, rest = line.partition(":")  # cgroups(7)
+        controllers, _, path = rest.partition(":")
         version = 2 if number == "0" else 1
-        if version == 1 and "memory" not in controllers.split(","):
+        if version == 1 and controller not in controllers.split(","):
             continue
-        root = ROOT if version == 2 else ROOT / "memory"
+        top = root / "sys/fs/cgroup" / (controller if version == 1 else "")
         inside = Path(path.lstrip("/"))
-        yield from ((version, root / part) for part in (inside, *inside.parents))
+        yield from ((version, top / part) for part in (inside, *inside.parents))
 
 
 def _free(folder: Path, version: int) -> int | None:

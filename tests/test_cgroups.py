@@ -13,15 +13,15 @@ GIB = 1 << 30
 @pytest.fixture
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that says which groups the process is in, and writes the files of those that have a limit."""
-    monkeypatch.setattr(cgroups, "ROOT", tmp_path / "cgroup")
-    monkeypatch.setattr(cgroups, "OWN", tmp_path / "own")
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    (tmp_path / "proc/self").mkdir(parents=True)
 
     def write(own: str, files: dict[str, tuple[object, int, int]]) -> None:
-        (tmp_path / "own").write_text(own)
+        (tmp_path / "proc/self/cgroup").write_text(own)
         for folder, (limit, used, cached) in files.items():
             version = 1 if folder.split("/")[0] == "memory" else 2
             names = cgroups.FILES[version]
-            place = tmp_path / "cgroup" / folder
+            place = tmp_path / "sys/fs/cgroup" / folder
             place.mkdir(parents=True, exist_ok=True)
             (place / names[0]).write_text(f"{limit}\n")
             (place / names[1]).write_text(f"{used}\n")
@@ -53,7 +53,7 @@ def test_without_a_limit_the_machine_counts(limit: str, groups: Any) -> None:
 
 
 def test_a_system_without_control_groups_has_no_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cgroups, "OWN", tmp_path / "missing")
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
     assert cgroups.free_in_group() is None
 
 
@@ -66,3 +66,11 @@ def test_what_could_be_allocated_is_no_more_than_the_group_allows(groups: Any) -
 
 def test_what_a_process_holds_itself_is_its_resident_memory() -> None:
     assert 10 << 20 < memory.own_bytes("cpu") < 100 * GIB
+
+
+def test_only_the_groups_of_a_controller_are_named_innermost_first(groups: Any, tmp_path: Path) -> None:
+    groups("4:memory:/box/inner\n3:cpu,cpuacct:/box\n", {})
+    top = tmp_path / "sys/fs/cgroup"
+    memory_groups = [(1, top / "memory/box/inner"), (1, top / "memory/box"), (1, top / "memory")]
+    assert list(cgroups.group_folders("memory", tmp_path)) == memory_groups
+    assert list(cgroups.group_folders("cpu", tmp_path)) == [(1, top / "cpu/box"), (1, top / "cpu")]

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from quantkit.cgroups import group_folders
 from quantkit.doctor.findings import Finding
 from quantkit.layout import format_bytes
 from quantkit.memory import free_bytes
@@ -146,7 +147,7 @@ def _gpu_names(root: Path) -> list[str]:
 def _usable_cores(root: Path) -> float:
     """Return the cores of this process's affinity, or of its container's quota where that is less."""
     allowed = float(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
-    for folder in _cgroups(root, "cpu"):
+    for _, folder in group_folders("cpu", root):
         words = _text(folder / "cpu.max").split() or [
             _text(folder / "cpu.cfs_quota_us").strip(),
             _text(folder / "cpu.cfs_period_us").strip(),
@@ -159,28 +160,12 @@ def _usable_cores(root: Path) -> float:
 def _memory_limit(root: Path) -> int | None:
     limits = [
         int(text)
-        for folder in _cgroups(root, "memory")
+        for _, folder in group_folders("memory", root)
         for name in ("memory.max", "memory.limit_in_bytes")
         if (text := _text(folder / name).strip()).isdigit()
     ]
     smallest = min(limits, default=NO_LIMIT)
     return smallest if smallest < NO_LIMIT else None
-
-
-def _cgroups(root: Path, controller: str) -> list[Path]:
-    """Return the folders of this process's cgroup and of those it stands in, of both versions of cgroups."""
-    found = []
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        number, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if number == "0" and not controllers:
-            top = root / "sys/fs/cgroup"
-        elif controller in controllers.split(","):
-            top = root / "sys/fs/cgroup" / controller
-        else:
-            continue
-        inside = top / path.strip("/")
-        found += [inside, *(parent for parent in inside.parents if parent == top or top in parent.parents)]
-    return found
 
 
 def _text(path: Path) -> str:

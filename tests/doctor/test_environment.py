@@ -123,7 +123,7 @@ def test_limits_of_a_container_are_the_machine_that_counts(tmp_path, version):
     found = read_machine(tmp_path)
     assert (found.cpu, found.capabilities) == ("EPYC", ("AVX2", "AVX512-BF16", "AMX"))
     assert found.memory_limit_bytes == GIB >= found.available_bytes
-    assert found.usable_cores == (0.5 if version == 2 else pytest.approx(found.usable_cores))
+    assert found.usable_cores == 0.5
     assert "limited to 1.00 GiB" in dict(found.lines())["memory"]
 
 
