@@ -17,6 +17,9 @@ class Constants:
 
     process_bytes: int = 750 * MIB
     """Resident memory of a CPU process with torch, transformers, peft and bitsandbytes imported, before a weight is loaded."""
+    varied_bytes: int = 0
+    """What a CPU process takes besides where rows are of different lengths: heap that fits no later tensor, kernels for each
+    length."""
     cpu_slack: float = 0.10
     """Share of what training allocates on a CPU that the allocator holds beyond it."""
     cuda_context_bytes: int = 500 * MIB

@@ -99,7 +99,9 @@ class Forecast:
     @property
     def beyond(self) -> int:
         """Return the bytes of libraries or of a GPU's context."""
-        return self.constants.process_bytes if self.settings.device == "cpu" else self.constants.cuda_context_bytes
+        if self.settings.device != "cpu":
+            return self.constants.cuda_context_bytes
+        return self.constants.process_bytes + (self.constants.varied_bytes if self.settings.varied else 0)
 
     @property
     def allocated_bytes(self) -> int:

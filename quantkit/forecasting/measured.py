@@ -24,6 +24,8 @@ class Measured:
     """What was counted, without libraries and allocators."""
     measured_bytes: int
     """Peak: of the resident memory on a CPU, of what was allocated on the fullest GPU."""
+    varied: bool = False
+    """Whether its rows were of different lengths."""
     reserved_bytes: int | None = None
     """On a GPU: the most that the allocator held."""
     name: str = ""
@@ -47,6 +49,7 @@ def read_measured(memory: Mapping[str, Any], *, name: str = "") -> Measured | No
         return None
     try:
         device = str(forecast["settings"]["device"])
+        varied = forecast["settings"]["mean_length"] != forecast["settings"]["length"]
         sizes = {str(moment["name"]): int(moment["size_bytes"]) for moment in forecast["moments"]}
         counted = max(size for moment, size in sizes.items() if moment in STEP)
     except (KeyError, TypeError, ValueError) as error:
@@ -55,13 +58,16 @@ def read_measured(memory: Mapping[str, Any], *, name: str = "") -> Measured | No
     if device == "cpu":
         if peak.rss_sampled:  # short peaks are missed
             return None
-        return Measured(device=device, counted_bytes=counted, measured_bytes=peak.peak_rss_bytes, name=name)
+        return Measured(
+            device=device, counted_bytes=counted, measured_bytes=peak.peak_rss_bytes, varied=varied, name=name
+        )
     if not peak.peak_allocated_bytes:
         return None
     return Measured(
         device=device,
         counted_bytes=counted,
         measured_bytes=max(peak.peak_allocated_bytes.values()),
+        varied=varied,
         reserved_bytes=max(peak.peak_reserved_bytes.values(), default=None),
         name=name,
     )

@@ -97,6 +97,11 @@ class RunSettings:
         return self.plan.spec.is_quantized and self.plan.spec.format in UNPACKED
 
     @property
+    def varied(self) -> bool:
+        """Return whether rows are of different lengths, as they are unless it is known that they are not."""
+        return self.mean_length != self.length
+
+    @property
     def batch_tokens(self) -> int:
         """Return the tokens of the fullest batch."""
         return self.rows * self.length if self.tokens is None else self.tokens
