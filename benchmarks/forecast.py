@@ -96,7 +96,8 @@ def _job(case: Case, number: int, scratch: Path, *, small: bool) -> Path:
     model, rows = scratch / case.shape, scratch / f"rows{number}.jsonl"
     if not model.exists():
         make_model(model, SHAPES[case.shape], small=small, seed=SEED)
-    write_rows(rows, load_tokenizer(str(model)), length=case.length, rows=case.rows * case.steps, seed=SEED)
+    size = {"length": case.length, "rows": case.rows * case.steps, "mixed": case.mixed}
+    write_rows(rows, load_tokenizer(str(model)), **size, seed=SEED)
     settings: dict[str, Any] = {
         "model_name_or_path": str(model),
         "dataset_name": str(rows),

@@ -60,20 +60,22 @@ SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "v
 
 @dataclass(frozen=True)
 class Case:
-    """One training run: its shape, rows of equal length, and what else it sets."""
+    """One training run: its shape, rows of equal length or up to that length (`mixed`), and what else it sets."""
 
     shape: str
     length: int
     rows: int
     settings: dict[str, Any] = field(default_factory=dict)
     steps: int = 2
+    mixed: bool = False
 
     @property
     def name(self) -> str:
         """Return what tells it from the others."""
         words = [str(value) for value in self.settings.values() if not isinstance(value, bool)]
         merged = ["merged"] if self.settings.get("merge_after_train") else []
-        return " ".join([self.shape, *words, *merged, f"{self.rows}x{self.length}"])
+        mixed = ["mixed"] if self.mixed else []
+        return " ".join([self.shape, *words, *merged, *mixed, f"{self.rows}x{self.length}"])
 
 
 def cases(shape: str) -> list[Case]:
@@ -96,6 +98,8 @@ def cases(shape: str) -> list[Case]:
         case(256, 4, quant_method="QLORA"),
         case(512, 1, quant_method="BNB4BIT", peft_config="DoRa"),
         case(128, 4, quant_method="INT8"),
+        Case(shape, 256, 8, mixed=True),
+        Case(shape, 256, 8, {"quant_method": "QLORA"}, mixed=True),
     ]
 
 

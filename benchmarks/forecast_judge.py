@@ -39,9 +39,10 @@ def judged(found: Sequence[dict[str, Any]], *, quick: bool, calibration: Path | 
     constants = {}
     for half, other in (("fitted", "others"), ("others", "fitted")):
         learnt = fit([run for _, run in halves[half]], "cpu", source=f"the benchmark's runs on {half} shapes")
-        constants[half] = {"process_bytes": learnt.process_bytes, "cpu_slack": learnt.cpu_slack}
+        constants[half] = {name: getattr(learnt, name) for name in ("process_bytes", "varied_bytes", "cpu_slack")}
         for item, run in halves[other]:
-            item["held_out_bytes"] = learnt.process_bytes + round((1 + learnt.cpu_slack) * run.counted_bytes)
+            beyond = learnt.process_bytes + learnt.varied_bytes * run.varied
+            item["held_out_bytes"] = beyond + round((1 + learnt.cpu_slack) * run.counted_bytes)
     everything = fit([run for _, run in runs], "cpu", source=_source(found))
     if calibration is not None:
         write_calibration(calibration, "cpu", everything)

@@ -114,8 +114,11 @@ def make_model(folder: Path, config: dict[str, Any], *, small: bool, seed: int) 
     tiny_tokenizer().save_pretrained(folder)
 
 
-def write_rows(file: Path, tokenizer: Any, *, length: int, rows: int, seed: int) -> None:
-    """Write rows of exactly so many tokens: digits, each of which is a token, so that nothing is shared and nothing is cut."""
+def write_rows(file: Path, tokenizer: Any, *, length: int, rows: int, seed: int, mixed: bool = False) -> None:
+    """Write rows of so many tokens, or of an eighth of that up to that: digits, each of which is a token.
+
+    So nothing is shared and nothing is cut.
+    """
     chance = random.Random(seed)
 
     def digits(count: int) -> str:
@@ -126,11 +129,13 @@ def write_rows(file: Path, tokenizer: Any, *, length: int, rows: int, seed: int)
         text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\n")
         return len(tokenizer(text)["input_ids"])
 
-    learnt = int(length * LEARNT_SHARE)
-    asked = length - learnt - (tokens("1", "1") - 2)
+    template = tokens("1", "1") - 2
     with file.open("w", encoding="utf-8") as stream:
         for _ in range(rows):
-            stream.write(json.dumps({"prompt": digits(asked), "completion": digits(learnt)}) + "\n")
+            whole = chance.randint(max(length // 8, template + 4), length) if mixed else length
+            learnt = int(whole * LEARNT_SHARE)
+            row = {"prompt": digits(max(whole - learnt - template, 1)), "completion": digits(learnt)}
+            stream.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 Bytes are counted; libraries, allocators and fragmentation are not, and differ between machines. On a CPU they are a line over
 the counted bytes (what the process takes anyway, and a share beyond what is counted), fitted by least absolute relative error,
-which a few strange runs do not move. On a GPU they are the share that the allocator reserves beyond. The interval is the
+which a few strange runs do not move, and what rows of different lengths take besides. On a GPU they are the share that the
+allocator reserves beyond. The interval is the
 range in which the other runs' forecasts, each made without that run, were off, and says how often it may be expected to hold.
 A model of many features would fit better and be wrong about the first run that is unlike the others.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -29,6 +30,8 @@ SCHEMA_VERSION = 1
 DEVICES = ("cpu", "cuda")
 FEWEST = 5
 """Runs below which nothing is fitted."""
+FEWEST_ALIKE = 3
+"""Runs with rows of one length, and with rows of different ones, from which what the latter take besides is told."""
 WIDEST = 0.9
 """Coverage that is aimed at; of few runs, all are inside, which covers less."""
 SPREAD = 1.5
@@ -36,8 +39,19 @@ SPREAD = 1.5
 NEWEST = 200
 """Runs that are fitted to, at most."""
 
-Line = tuple[float, float]
-"""Bytes that do not depend on what is counted, and the factor of those that do."""
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Resident bytes over counted ones."""
+
+    base: float
+    factor: float
+    varied: float
+    """Bytes besides where rows are of different lengths."""
+
+    def at(self, run: Measured) -> float:
+        """Return the resident bytes of a run."""
+        return self.base + self.factor * run.counted_bytes + self.varied * run.varied
 
 
 def fit(found: Sequence[Measured], device: str, *, start: Constants = CONSTANTS, source: str = "") -> Constants:
@@ -52,17 +66,16 @@ def fit(found: Sequence[Measured], device: str, *, start: Constants = CONSTANTS,
             f"{len(runs)} runs on {device} have a forecast beside their measurement; fitting takes {FEWEST}. Every"
             " `quantkit train` that ends adds one"
         )
-    counted = [float(run.counted_bytes) for run in runs]
-    base, factor = _start(start, device)
     if device == "cpu":
-        measured = [float(run.measured_bytes) for run in runs]
-        line = _line(counted, measured, (base, factor))
-        fitted: dict[str, Any] = {"process_bytes": round(line[0]), "cpu_slack": round(line[1] - 1, 4)}
+        found_line = _resident(runs, start)
+        fitted: dict[str, Any] = {
+            "process_bytes": round(found_line.base),
+            "cpu_slack": round(found_line.factor - 1, 4),
+            "varied_bytes": round(found_line.varied),
+        }
     else:
-        measured = [float(run.reserved_bytes or run.measured_bytes) for run in runs]
-        line = (0.0, median([held / size for held, size in zip(measured, counted, strict=True)]))
-        fitted = {"cuda_slack": round(line[1] - 1, 4)}
-    low, high, coverage = interval(_left_out(counted, measured, (base, factor), resident=device == "cpu"))
+        fitted = {"cuda_slack": round(_reserved(runs) - 1, 4)}
+    low, high, coverage = interval(_left_out(runs, start, resident=device == "cpu"))
     today = datetime.now(UTC).date().isoformat()
     return start.with_changes(
         **fitted,
@@ -132,13 +145,26 @@ def _checked(constants: Constants, path: Path) -> Constants:
     return constants
 
 
-def _start(constants: Constants, device: str) -> Line:
-    if device == "cpu":
-        return float(constants.process_bytes), 1 + constants.cpu_slack
-    return 0.0, 1 + constants.cuda_slack
+def _resident(runs: Sequence[Measured], start: Constants) -> "Line":
+    """Return the line of CPU runs: of those whose rows are of one length, and what the others take besides.
+
+    Where too few of either kind are there to tell them apart, the difference stays that of `start`.
+    """
+    before = Line(float(start.process_bytes), 1 + start.cpu_slack, float(start.varied_bytes))
+    even, varied = ([run for run in runs if run.varied is kind] for kind in (False, True))
+    if min(len(even), len(varied)) < FEWEST_ALIKE:
+        shifted = [run.measured_bytes - before.varied * run.varied for run in runs]
+        return Line(*_line([float(run.counted_bytes) for run in runs], shifted, before), before.varied)
+    base, factor = _line([float(run.counted_bytes) for run in even], [float(run.measured_bytes) for run in even], before)
+    return Line(base, factor, max(median(run.measured_bytes - base - factor * run.counted_bytes for run in varied), 0.0))
 
 
-def _line(counted: Sequence[float], measured: Sequence[float], start: Line) -> Line:
+def _reserved(runs: Sequence[Measured]) -> float:
+    """Return the factor by which a GPU's allocator holds more than is counted."""
+    return median((run.reserved_bytes or run.measured_bytes) / run.counted_bytes for run in runs)
+
+
+def _line(counted: Sequence[float], measured: Sequence[float], start: "Line") -> tuple[float, float]:
     """Return the line with the least sum of absolute relative errors; it goes through two of the points.
 
     Where the counted bytes hardly differ the factor stays that of `start`, and only the constant is fitted.
@@ -146,7 +172,7 @@ def _line(counted: Sequence[float], measured: Sequence[float], start: Line) -> L
     import numpy as np
 
     sizes, peaks = np.asarray(counted), np.asarray(measured)
-    lines = [(base, start[1]) for base in peaks - start[1] * sizes]
+    lines = [(base, start.factor) for base in peaks - start.factor * sizes]
     if sizes.max() / sizes.min() >= SPREAD:
         left, right = np.triu_indices(len(sizes), 1)
         apart = sizes[left] != sizes[right]
@@ -159,11 +185,14 @@ def _line(counted: Sequence[float], measured: Sequence[float], start: Line) -> L
     return float(bases[best]), float(factors[best])
 
 
-def _left_out(counted: Sequence[float], measured: Sequence[float], start: Line, *, resident: bool) -> list[float]:
+def _left_out(runs: Sequence[Measured], start: Constants, *, resident: bool) -> list[float]:
     """Return of each run the ratio of its measurement to what the other runs' constants forecast."""
     ratios = []
-    for run, (size, peak) in enumerate(zip(counted, measured, strict=True)):
-        others, peaks = [*counted[:run], *counted[run + 1 :]], [*measured[:run], *measured[run + 1 :]]
-        line = _line(others, peaks, start) if resident else (0.0, median([b / a for a, b in zip(others, peaks, strict=True)]))
-        ratios.append(peak / (line[0] + line[1] * size))
+    for number, run in enumerate(runs):
+        others = [*runs[:number], *runs[number + 1 :]]
+        if resident:
+            ratios.append(run.measured_bytes / _resident(others, start).at(run))
+        else:
+            held = run.reserved_bytes or run.measured_bytes
+            ratios.append(held / (_reserved(others) * run.counted_bytes))
     return ratios

@@ -58,9 +58,7 @@ def read_measured(memory: Mapping[str, Any], *, name: str = "") -> Measured | No
     if device == "cpu":
         if peak.rss_sampled:  # short peaks are missed
             return None
-        return Measured(
-            device=device, counted_bytes=counted, measured_bytes=peak.peak_rss_bytes, varied=varied, name=name
-        )
+        return Measured(device=device, counted_bytes=counted, measured_bytes=peak.peak_rss_bytes, varied=varied, name=name)
     if not peak.peak_allocated_bytes:
         return None
     return Measured(

@@ -21,7 +21,8 @@ def item(shape: str, counted: int, *, name: str = "", beyond: float = 1.0) -> di
     """Return a run whose peak is 500 MB and so many times what was counted (in MB); 700 MB were forecast."""
     measured = round((500 + counted * beyond) * MB)
     moments = [{"name": "loss", "size_bytes": counted * MB, "total_bytes": 700 * MB}]
-    forecast = {"settings": {"device": "cpu"}, "moments": moments, "held_bytes": 400 * MB}
+    settings = {"device": "cpu", "length": 64, "mean_length": 64}
+    forecast = {"settings": settings, "moments": moments, "held_bytes": 400 * MB}
     stages = [{"stage": "train", "duration_s": 1.0, "peak_rss_bytes": measured}]
     return {"name": name or f"{shape} {counted}", "shape": shape, "memory": {"stages": stages, "forecast": forecast}}
 
@@ -65,6 +66,10 @@ def test_rows_have_exactly_the_tokens_that_are_asked_for(tiny_model: Path, tmp_p
     data = prepare_data(dataset=str(tmp_path / "rows.jsonl"), tokenizer=tokenizer, max_length=64)
     assert {len(row.input_ids) for row in data.train} == {64}
     assert {row.supervised for row in data.train} == {int(64 * LEARNT_SHARE) + 1}  # and the end token
+    write_rows(tmp_path / "mixed.jsonl", tokenizer, length=64, rows=9, seed=1, mixed=True)
+    mixed = prepare_data(dataset=str(tmp_path / "mixed.jsonl"), tokenizer=tokenizer, max_length=64)
+    assert len({len(row.input_ids) for row in mixed.train}) > 3
+    assert max(len(row.input_ids) for row in mixed.train) <= 64
 
 
 def test_every_run_is_judged_by_constants_of_other_shapes() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ def test_a_few_strange_runs_move_nothing() -> None:
     learnt = fit([*runs(20), *strange], "cpu")
     assert learnt.process_bytes == pytest.approx(600 * MB, rel=1e-3)
     assert learnt.cpu_slack == pytest.approx(0.2, abs=1e-3)
+
+
+def test_what_rows_of_different_lengths_take_besides_is_learnt_apart() -> None:
+    varied = [replace(run, measured_bytes=run.measured_bytes + 300 * MB, varied=True) for run in runs(8, seed=1)]
+    learnt = fit([*runs(20), *varied], "cpu")
+    assert learnt.varied_bytes == pytest.approx(300 * MB, rel=1e-2)
+    assert learnt.process_bytes == pytest.approx(600 * MB, rel=1e-2)
+    alone = fit(varied, "cpu", start=CONSTANTS.with_changes(varied_bytes=200 * MB))
+    assert (alone.varied_bytes, alone.process_bytes) == (200 * MB, pytest.approx(700 * MB, rel=1e-2))
 
 
 def test_where_all_runs_are_of_one_size_only_the_constant_is_learnt() -> None:
@@ -137,12 +147,13 @@ def test_a_damaged_calibration_is_an_error_that_names_file_and_key(
 
 def memory(**forecast: Any) -> dict[str, Any]:
     """Return what a record keeps of a CPU run's memory."""
+    settings = {"device": "cpu", "length": 8, "mean_length": 8.0}
     moments = [{"name": "load", "size_bytes": 9}, {"name": "loss", "size_bytes": 5}, {"name": "step", "size_bytes": 6}]
     stages = [
         {"stage": "load", "duration_s": 1.0, "peak_rss_bytes": 70},
         {"stage": "train", "duration_s": 2.0, "peak_rss_bytes": 80},
     ]
-    return {"stages": stages, "forecast": {"settings": {"device": "cpu"}, "moments": moments} | forecast}
+    return {"stages": stages, "forecast": {"settings": settings, "moments": moments} | forecast}
 
 
 def test_of_a_record_the_training_stage_is_read() -> None:
@@ -151,7 +162,7 @@ def test_of_a_record_the_training_stage_is_read() -> None:
 
 
 def test_on_a_gpu_the_fullest_one_is_read() -> None:
-    found = memory(settings={"device": "cuda"})
+    found = memory(settings={"device": "cuda", "length": 8, "mean_length": 5.5})
     assert read_measured(found) is None  # nothing was measured there
     found["stages"][1] |= {
         "peak_allocated_bytes": {"cuda:0": 3, "cuda:1": 8},

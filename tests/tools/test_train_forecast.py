@@ -35,7 +35,7 @@ def foreseen(model: Path, room: int, *, rows: int = 8, length: int = 512, **chan
         method="NoQuant", stage=Stage.BASE, spec=spec, adapter=AdapterPlan(r=4, lora_alpha=8), compute_dtype="bfloat16"
     )
     settings = RunSettings(plan=plan, rows=rows, length=length, **({"merges": False} | changes))
-    constants = CONSTANTS.with_changes(process_bytes=0, cpu_slack=0.0, coverage=0.9, runs=50)
+    constants = CONSTANTS.with_changes(process_bytes=0, varied_bytes=0, cpu_slack=0.0, coverage=0.9, runs=50)
     return Foresight(forecast_run(read_shape(str(model)), settings, constants), room, 0)
 
 
@@ -162,7 +162,8 @@ def registry_of(memories: list[dict[str, Any]], root: Path) -> Any:
 
 
 def memory_of(counted: int, measured: int) -> dict[str, Any]:
-    forecast = {"settings": {"device": "cpu"}, "moments": [{"name": "step", "size_bytes": counted}]}
+    settings = {"device": "cpu", "length": 8, "mean_length": 8}
+    forecast = {"settings": settings, "moments": [{"name": "step", "size_bytes": counted}]}
     return {"stages": [{"stage": "train", "duration_s": 1.0, "peak_rss_bytes": measured}], "forecast": forecast}
 
 
