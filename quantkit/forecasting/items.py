@@ -14,8 +14,9 @@ from quantkit.forecasting.shape import ModelShape
 from quantkit.forecasting.storage import UNPACKED, held_bytes, stored_bytes
 from quantkit.spec import DENSE_BITS
 
-COMPARED = 9
-"""Tensors of logits that live at once in a comparison: of base, adapter and folded model, and six in the divergence."""
+COMPARED = 14
+"""Tensors of logits that a comparison takes: of base, adapter and folded model, and six in the divergence, are nine; measured on
+four models (`benchmarks/forecast.py`) it is 12.1 to 14.2, as the heap holds what is freed between them."""
 
 
 def held_weights(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
