@@ -15,8 +15,8 @@ from quantkit.forecasting.storage import UNPACKED, held_bytes, stored_bytes
 from quantkit.spec import DENSE_BITS
 
 COMPARED = 14
-"""Tensors of logits that a comparison takes: of base, adapter and folded model, and six in the divergence, are nine; measured on
-four models (`benchmarks/forecast.py`) it is 12.1 to 14.2, as the heap holds what is freed between them."""
+"""Tensors of logits that a comparison takes. Those of base, adapter and folded model and six in the divergence are nine; as
+measured on four models (`benchmarks/forecast.py`) it is 12.1 to 14.2, as the heap holds what is freed between them."""
 
 
 def held_weights(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
