@@ -1,10 +1,11 @@
 """How fast and how lean is a training step, beside TRL's SFTTrainer with its defaults and at its best?
 
-    python benchmarks/training.py [--quick] [--json FILE] [--model DIR] [--data FILE] [--adapters attention|all-linear]
+    python benchmarks/training.py [--quick] [--json FILE] [--model DIR] [--data NAME|FILE] [--adapters attention|all-linear]
                                   [--steps N] [--rounds N] [--parts main ladder memory adapters whole]
                                   [--whole-steps N] [--peers trl | none]
 
 QLORA on NF4 with double quantization, LoRA r = 16, batch 8, the same adapters to start from, the same rows in the same order.
+Rows are generated: `arithmetic`, short answers, or `passages`, questions answered by passages, most of each row response.
 TRL lives in an environment that is made once. Processor seconds are what is compared: the wall clock counts the neighbours too.
 Parts: `main` against TRL, in turns; `ladder`, one lever more on every rung; `memory`, peaks on rows of full length; `adapters`,
 DoRA and VeRA with PEFT's modules and ours; `whole`, do three whole runs end where TRL's do? The
@@ -22,7 +23,7 @@ from goals import add_flags, finish
 from models import model_folder
 from training_cases import WHOLE, Case, adapter_cases, ladder, main_cases, memory_cases, whole_cases
 from training_judge import gradient_difference, judge, rates, useful_flops
-from training_rows import facts, read_rows, whole_runs
+from training_rows import GENERATED, facts, read_rows, whole_runs
 from training_run import RANK, SEED, Setting, gradients_file, products, reference, run_cases
 
 PARTS = ("main", "ladder", "memory", "adapters", "whole")
@@ -68,7 +69,7 @@ def main() -> int:
         }
         | {
             "model": Path(model).name,
-            "data": Path(arguments.data).name if arguments.data else "generated arithmetic",
+            "data": f"generated {arguments.data}" if arguments.data in GENERATED else Path(arguments.data).name,
             "lora_r": RANK,
         },
         "environment": describe_environment("cpu"),
@@ -91,7 +92,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
     parser.add_argument("--model", metavar="DIR", help="a model of your own")
-    parser.add_argument("--data", metavar="FILE", help="training rows; by default generated arithmetic")
+    parser.add_argument(
+        "--data",
+        metavar="NAME|FILE",
+        default=GENERATED[0],
+        help=f"training rows: a file, or {' or '.join(GENERATED)}, which are generated (default {GENERATED[0]})",
+    )
     parser.add_argument("--adapters", choices=("attention", "all-linear"), default="attention", help="layers with adapters")
     parser.add_argument("--steps", type=int, help="measured steps of a run, one more warms up (default 4)")
     parser.add_argument("--rounds", type=int, help="runs of each case, of which each step's median counts (default 3)")

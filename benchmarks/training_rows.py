@@ -2,7 +2,8 @@
 
 One warm-up batch, then the batches that are measured: as they were drawn, and the same rows sorted so that rows of similar
 length share a batch. Grouping by each tool's own sampler, the alternative, would give every tool other rows. Rows of full
-length, for the peak of memory, are rows put behind one another and cut.
+length, for the peak of memory, are rows put behind one another and cut. Two sets of rows are generated: arithmetic, most of it
+question, and passages, most of it response.
 """
 
 import json
@@ -13,10 +14,13 @@ from typing import Any
 
 Row = dict[str, list[int]]
 Batches = list[list[Row]]
+GENERATED = ("arithmetic", "passages")
+"""Data sets that are no file."""
+GENERATED_ROWS = 400
 
 
-def read_rows(model: str, data: str | None, *, batch_size: int, steps: int, max_length: int, seed: int) -> dict[str, Batches]:
-    """Return `random`, `grouped` and `long` batches of rows with `input_ids` and `labels`.
+def read_rows(model: str, data: str, *, batch_size: int, steps: int, max_length: int, seed: int) -> dict[str, Batches]:
+    """Return `random`, `grouped` and `long` batches of rows with `input_ids` and `labels`; `data` is a file or `GENERATED`.
 
     Raises:
         UsageError: the file has too few rows for so many batches.
@@ -26,9 +30,8 @@ def read_rows(model: str, data: str | None, *, batch_size: int, steps: int, max_
     encoded = [{"input_ids": row.input_ids, "labels": row.labels} for row in _encoded(model, data, max_length)]
     needed = (steps + 1) * batch_size
     if len(encoded) < needed:
-        raise UsageError(
-            f"{data or 'the generated arithmetic'} has {len(encoded)} rows; {steps} steps of {batch_size} need {needed}"
-        )
+        what = f"{data}, which is generated," if data in GENERATED else data
+        raise UsageError(f"{what} has {len(encoded)} rows; {steps} steps of {batch_size} need {needed}")
     chosen = random.Random(seed).sample(encoded, needed)
     warm_up, rows = chosen[:batch_size], chosen[batch_size:]
     in_order = sorted(rows, key=lambda row: -len(row["input_ids"]))
@@ -40,7 +43,7 @@ def read_rows(model: str, data: str | None, *, batch_size: int, steps: int, max_
 
 
 def whole_runs(
-    model: str, data: str | None, names: Sequence[str], *, batch_size: int, steps: int, max_length: int
+    model: str, data: str, names: Sequence[str], *, batch_size: int, steps: int, max_length: int
 ) -> dict[str, Batches]:
     """Return the batches of whole runs by name, each the same rows in an order of its own."""
     encoded = [{"input_ids": row.input_ids, "labels": row.labels} for row in _encoded(model, data, max_length)]
@@ -88,19 +91,18 @@ def _long_rows(rows: Sequence[Row], count: int, length: int) -> list[Row]:
     return found
 
 
-def _encoded(model: str, data: str | None, max_length: int) -> list[Any]:
+def _encoded(model: str, data: str, max_length: int) -> list[Any]:
     import tempfile
 
     from quantkit.data import prepare_data
-    from quantkit.data.arithmetic import arithmetic_data
     from quantkit.modeling import load_tokenizer
     from quantkit.skeleton import read_stop_tokens
 
     tokenizer = load_tokenizer(model)
     with tempfile.TemporaryDirectory() as scratch:
-        if data is None:
-            data = str(Path(scratch) / "arithmetic.jsonl")
-            Path(data).write_text("".join(json.dumps(row) + "\n" for row in arithmetic_data(train=400).train))
+        if data in GENERATED:
+            rows, data = _generated(data), str(Path(scratch) / f"{data}.jsonl")
+            Path(data).write_text("".join(json.dumps(row) + "\n" for row in rows))
         prepared = prepare_data(
             dataset=data,
             tokenizer=tokenizer,
@@ -109,3 +111,11 @@ def _encoded(model: str, data: str | None, max_length: int) -> list[Any]:
             stop_token_ids=read_stop_tokens(model, tokenizer),
         )
     return list(prepared.train)
+
+
+def _generated(name: str) -> list[dict[str, str]]:
+    from training_passages import passages
+
+    from quantkit.data.arithmetic import arithmetic_data
+
+    return passages(GENERATED_ROWS) if name == "passages" else arithmetic_data(train=GENERATED_ROWS).train

@@ -27,7 +27,8 @@ from training_cases import (
     whole_cases,
 )
 from training_judge import judge, loss_difference, rates, useful_flops
-from training_rows import facts, read_rows, whole_runs
+from training_passages import passages
+from training_rows import GENERATED, facts, read_rows, whole_runs
 from training_run import ProcessFailed, Setting, run_cases, run_jobs
 
 from quantkit.errors import UsageError
@@ -69,7 +70,7 @@ def test_the_quick_form_runs(tmp_path: Path):
 
 
 def test_every_order_has_the_same_rows_and_grouping_pads_less(tiny_model: Path):
-    rows = read_rows(str(tiny_model), None, batch_size=4, steps=3, max_length=64, seed=1)
+    rows = read_rows(str(tiny_model), "arithmetic", batch_size=4, steps=3, max_length=64, seed=1)
 
     def all_of(batches: Any) -> list[list[int]]:
         return sorted(row["input_ids"] for batch in batches for row in batch)
@@ -82,9 +83,21 @@ def test_every_order_has_the_same_rows_and_grouping_pads_less(tiny_model: Path):
     assert {len(row["input_ids"]) for batch in rows["long"] for row in batch} == {64}
 
 
+def test_passages_are_the_same_each_time_and_most_of_a_row_is_response(tiny_model: Path):
+    assert passages(400) == passages(400)
+    assert len({row["question"] for row in passages(400)}) == 400
+    assert passages(400) != passages(400, seed=1)
+    assert all(50 <= len(row["answer"].split()) <= 130 and "{" not in row["answer"] for row in passages(400))
+    share = {}
+    for data in GENERATED:
+        found = facts(read_rows(str(tiny_model), data, batch_size=4, steps=3, max_length=512, seed=1)["random"])
+        share[data] = sum(found["response_tokens"]) / sum(found["tokens"])
+    assert share["arithmetic"] < 0.4 < share["passages"]
+
+
 def test_too_few_rows_are_an_error_that_says_how_many_it_takes(tiny_model: Path):
-    with pytest.raises(UsageError, match="has 400 rows; 50 steps of 8 need 408"):
-        read_rows(str(tiny_model), None, batch_size=8, steps=50, max_length=64, seed=1)
+    with pytest.raises(UsageError, match="arithmetic, which is generated, has 400 rows; 50 steps of 8 need 408"):
+        read_rows(str(tiny_model), "arithmetic", batch_size=8, steps=50, max_length=64, seed=1)
 
 
 def test_a_rung_of_the_ladder_differs_by_its_lever_only():
@@ -198,7 +211,7 @@ def test_whole_runs_must_end_within_what_the_order_of_rows_changes(ours: float, 
 
 
 def test_whole_runs_have_the_same_rows_for_both_tools_in_three_orders(tiny_model: Path):
-    rows = whole_runs(str(tiny_model), None, WHOLE, batch_size=4, steps=102, max_length=64)
+    rows = whole_runs(str(tiny_model), "arithmetic", WHOLE, batch_size=4, steps=102, max_length=64)
     assert {len(batches) for batches in rows.values()} == {102}
     assert rows[WHOLE[0]] != rows[WHOLE[1]]
     first_epoch = [row["input_ids"] for batch in rows[WHOLE[2]][:100] for row in batch]
