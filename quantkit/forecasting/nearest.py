@@ -7,9 +7,9 @@ are for `quantkit plan --fit`, where somebody chooses.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from quantkit.forecasting.forecast import Forecast, forecast_run
+from quantkit.forecasting.forecast import STEP, Forecast, forecast_run
 from quantkit.forecasting.settings import RunSettings
 
 RECOMPUTE = ("none", "selective", "full")
@@ -20,13 +20,20 @@ FLAGS = {
 }
 
 
-def nearest(forecast: Forecast, room_bytes: int) -> Forecast | None:
-    """Return the forecast of the first settings that fit; None where none of them does."""
+def nearest(
+    forecast: Forecast, room_bytes: int, *, needs: Callable[[Forecast], int] = lambda found: found.peak_bytes
+) -> Forecast | None:
+    """Return the forecast of the first settings whose needs (the peak) fit; None where none of them does."""
     for settings in lighter(forecast.settings):
         found = forecast_run(forecast.shape, settings, forecast.constants)
-        if found.peak_bytes <= room_bytes:
+        if needs(found) <= room_bytes:
             return found
     return None
+
+
+def step_bytes(forecast: Forecast) -> int:
+    """Return the largest total of a training step, without what comes before and after all steps."""
+    return max(forecast.total(moment) for moment in forecast.moments if moment.name in STEP[1:])
 
 
 def lighter(settings: RunSettings) -> Iterator[RunSettings]:

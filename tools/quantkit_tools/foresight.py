@@ -16,7 +16,7 @@ from quantkit.forecasting.batches import fullest_batch
 from quantkit.forecasting.forecast import Forecast, forecast_run
 from quantkit.forecasting.learning import constants_for
 from quantkit.forecasting.measured import forecast_record
-from quantkit.forecasting.nearest import as_flags, nearest
+from quantkit.forecasting.nearest import as_flags, nearest, step_bytes
 from quantkit.forecasting.reading import read_shape
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
@@ -107,11 +107,10 @@ def require_room(found: Foresight | None, *, force: bool) -> dict[str, Any] | No
     )
 
 
-def advice(found: Foresight, room: int | None = None) -> str:
-    """Return which settings fit into the room that is there, or a smaller one, as flags; or that none does."""
-    other = nearest(found.forecast, found.room_bytes if room is None else room)
+def advice(found: Foresight, other: Forecast | None) -> str:
+    """Return which settings fit, as flags; or, where there are no `other` ones, that none does."""
     if other is None:
-        fit = f"{(found.room_bytes if room is None else room) / 2**30:.3g}GiB"
+        fit = f"{found.room_bytes / 2**30:.3g}GiB"
         return (
             f"no batch size or recomputing makes it fit; quantkit plan {found.forecast.shape.name} --fit {fit} looks for other"
             " methods, ranks and lengths"
@@ -122,9 +121,9 @@ def advice(found: Foresight, room: int | None = None) -> str:
 
 @contextmanager
 def telling_what_fits(found: Foresight | None) -> Iterator[None]:
-    """Add to an error that says memory ran out which settings fit, now that this forecast is known to be too low.
+    """Add to an error that says memory ran out in a step which settings fit, now that this forecast is known to be too low.
 
-    Those are settings whose interval ends below what was there, and which need less than what was tried.
+    Those are settings the interval of whose steps ends below what was there, and whose steps need less than those tried.
     """
     try:
         yield
@@ -132,8 +131,9 @@ def telling_what_fits(found: Foresight | None) -> Iterator[None]:
         if found is None:
             raise
         forecast = found.forecast
-        room = min(round(found.room_bytes / forecast.constants.high), forecast.peak_bytes - 1)
-        raise OutOfMemoryError(error.found, error.checkpoint, fits=advice(found, room)) from None
+        room = min(round(found.room_bytes / forecast.constants.high), step_bytes(forecast) - 1)
+        other = nearest(forecast, room, needs=step_bytes)
+        raise OutOfMemoryError(error.found, error.checkpoint, fits=advice(found, other)) from None
 
 
 def expected_arithmetic(run: RunPlan, shape: ModelShape) -> str:
