@@ -13,7 +13,7 @@ from quantkit.forecasting.constants import CONSTANTS
 from quantkit.forecasting.forecast import forecast_run
 from quantkit.forecasting.learning import FILE, constants_for
 from quantkit.forecasting.measured import read_measured
-from quantkit.forecasting.nearest import as_flags, lighter
+from quantkit.forecasting.nearest import as_flags, lighter, nearest
 from quantkit.forecasting.reading import read_shape
 from quantkit.forecasting.settings import RunSettings
 from quantkit.plan import AdapterPlan, QuantizationPlan, Stage
@@ -127,7 +127,7 @@ def test_a_run_whose_merge_does_not_fit_is_told_to_keep_its_adapter(tiny_model: 
     without = foreseen(tiny_model, 0, rows=1, length=8).forecast
     assert without.peak_bytes < whole.peak_bytes
     found = Foresight(whole, without.peak_bytes, 0)
-    assert advice(found).startswith("--no-merge-after-train learns")
+    assert advice(found, nearest(whole, found.room_bytes)).startswith("--no-merge-after-train learns")
     assert as_flags(whole.settings, without.settings) == "--no-merge-after-train"
 
 

@@ -96,13 +96,15 @@ def require_room(found: Foresight | None, *, force: bool) -> dict[str, Any] | No
     say(f"memory expected at the peak ({forecast.largest.name}): {expected}; {there}")
     if found.fits:
         if high > found.room_bytes:
-            warn(f"memory may not suffice: {advice(found)}")
+            surely = nearest(forecast, round(found.room_bytes / forecast.constants.high))
+            warn(f"memory may not suffice: {advice(found, surely)}")
         return record
+    fits = advice(found, nearest(forecast, found.room_bytes))
     if force:
-        warn(f"memory will probably not suffice; started all the same, as force is set: {advice(found)}")
+        warn(f"memory will probably not suffice; started all the same, as force is set: {fits}")
         return record
     raise UsageError(
-        f"memory: {expected} are expected at the peak ({forecast.largest.name}), {there}: {advice(found)}, or start all the"
+        f"memory: {expected} are expected at the peak ({forecast.largest.name}), {there}: {fits}, or start all the"
         " same with --force"
     )
 
