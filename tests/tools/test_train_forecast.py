@@ -45,7 +45,7 @@ def short_of(model: Path, share: float, **how: Any) -> Foresight:
 
 
 def test_a_run_keeps_its_forecast_beside_its_measurement(settings: list[object], quantkit: Any, tmp_path: Path) -> None:
-    code, out, _ = quantkit("train", *settings)
+    code, out, _ = quantkit("train", *settings, "--no-merge-after-train")
     assert code == 0
     assert "memory expected at the peak" in out
     memory = read_record(next((tmp_path / "artifacts").glob("*_SFT_*"))).memory
@@ -72,7 +72,7 @@ def test_a_run_that_will_not_fit_is_refused_before_it_loads_unless_it_is_forced(
     assert "--force" in err
     assert "train:" not in out
     assert not list((tmp_path / "artifacts").glob("*_SFT_*"))
-    code, _, err = quantkit("train", *settings, "--force")
+    code, _, err = quantkit("train", *settings, "--no-merge-after-train", "--force")
     assert code == 0
     assert "started all the same, as force is set" in err
     assert read_record(next((tmp_path / "artifacts").glob("*_SFT_*"))).memory["forecast"]["forced"] is True
