@@ -130,7 +130,7 @@ def train(
                 rows_apart(model) if levers.padding_free else nullcontext(),
                 fused_adapters(model, arithmetic=state.arithmetic_dtype, wanted=config.fused_adapters, notice=first) as fused,
                 mlps_recomputed(model, wanted=recompute_of(config) == "selective", notice=first) as recomputed,
-                held_small(model, device, wanted=recompute_of(config) != "none"),
+                held_small(model, device, wanted=recompute_of(config) != "none" or config.sharding == "fsdp2"),
                 _shown(trainer, total - start, start) as watch.progress,
             ):
                 trainer.train_or_save(checkpoint)

@@ -1,15 +1,19 @@
 """Is memory given back while blocks run, and only where it was asked for?"""
 
 import ctypes
+from contextlib import nullcontext
 from itertools import chain, repeat
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from quantkit.training import heap
+from quantkit.training import heap, sharding
+from quantkit.training import run as training_run
 from quantkit.training.heap import give_back, held_small
 from tests.training.families import family
+from tests.training.helpers import adapted, config, run
 
 IDS = torch.tensor([[1, 2, 3]])
 
@@ -47,6 +51,26 @@ def test_nothing_is_watched_elsewhere(device: str, wanted: bool, monkeypatch: py
     monkeypatch.setattr(heap, "_resident_bytes", never)
     with held_small(family("Llama"), device, wanted=wanted):
         pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [({}, False), ({"recompute": "selective"}, True), ({"gradient_checkpointing": True}, True), ({"sharding": "fsdp2"}, True)],
+)
+def test_a_run_gives_memory_back_where_memory_is_what_counts(  # noqa: PLR0917
+    settings: dict[str, Any], wanted: bool, tiny_model: Path, data: Any, tokenizer: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    class ReachedError(Exception):
+        pass
+
+    def note(*_: Any, wanted: bool) -> Any:
+        raise ReachedError(wanted)
+
+    monkeypatch.setattr(training_run, "held_small", note)
+    monkeypatch.setattr(training_run, "check_splitting", lambda _: None)  # one process is enough to see it
+    monkeypatch.setattr(sharding, "split_over_processes", lambda *_, **__: nullcontext())
+    with pytest.raises(ReachedError, match=str(wanted)):
+        run(adapted(tiny_model), data, config(**settings), tokenizer, tmp_path)
 
 
 def test_a_model_without_blocks_and_another_c_library_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
