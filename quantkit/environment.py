@@ -19,8 +19,12 @@ PACKAGES = (
     "torchao",
     "auto-round",
 )
-NOISE = {"torchao": "Failed to load ", "torch.utils._pytree": "%s is an Enum subclass"}
-"""Logger to what it says whenever transformers imports torchao: that extensions for other devices were not loaded."""
+NOISE = {
+    "torchao": "Failed to load ",
+    "torch.utils._pytree": "%s is an Enum subclass",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+}
+"""Logger to what it says whenever transformers imports torchao, or peft bitsandbytes: that extensions were not loaded."""
 
 
 def describe_environment(device: str) -> dict[str, str | int]:

@@ -216,7 +216,7 @@ def announce(run: RunPlan) -> None:
         ),
         ("adapter", _adapter_text(run)),
         ("data", config.dataset_name or "none: a snapshot of the base"),
-        ("computes in", f"{plan.compute_dtype} on {run.device}"),
+        ("computes in", f"{plan.compute_dtype} on {run.device}{_training_dtype(run)}"),
         (
             "saves",
             f"{run.kind}: {_spec_text(run.stored)}" if run.kind == "model" else "the adapter, with the recipe of its base",
@@ -227,6 +227,12 @@ def announce(run: RunPlan) -> None:
     table("Plan", ["", ""], rows)
     for note in plan.notes:
         warn(note)
+
+
+def _training_dtype(run: RunPlan) -> str:
+    """Return what the plan cannot know yet: `quantkit.training.precision` times both when training begins."""
+    timed = run.device == "cpu" and run.config.compute_dtype == "auto" and run.config.dataset_name
+    return "; training in the faster of bfloat16 and float32" if timed else ""
 
 
 def _spec_text(spec: QuantizationSpec) -> str:

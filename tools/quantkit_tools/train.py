@@ -12,6 +12,7 @@ from quantkit.merging.report import observe_reference
 from quantkit.methods import installed_methods
 from quantkit.processes import INTERRUPTED, Processes, together
 from quantkit_tools import stages
+from quantkit_tools.disk_room import require_disk
 from quantkit_tools.flags import parse_train_flags
 from quantkit_tools.foresight import foresee, require_room, telling_what_fits
 from quantkit_tools.merge_in_run import merge_adapters
@@ -57,6 +58,8 @@ def _run(config: RunConfig, processes: Processes, held: ExitStack, *, dry_run: b
             plan = with_quantized_base(plan, data, tokenizer, methods)
     foresight = None if data is None else foresee(plan, data)
     memory.forecast = require_room(foresight, force=config.force)
+    if foresight is not None and processes.first:
+        require_disk(plan, foresight.forecast)
     with memory.stage("load"):
         model = stages.load_trainable(plan, methods)
     result, reference = None, None
