@@ -15,6 +15,7 @@ import tyro
 from quantkit import console
 from quantkit.console import Column
 from quantkit.errors import UsageError, VerificationError
+from quantkit_tools.small_flags import read_small_flags
 
 if TYPE_CHECKING:
     from quantkit.audit import Audit, Finding, Reading
@@ -39,7 +40,7 @@ class Flags:
 
 def main(arguments: list[str]) -> int:
     """Run `quantkit audit`; 3: an error was found, 2: a file could not be read, 0: neither."""
-    flags = tyro.cli(Flags, prog="quantkit audit", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    flags = read_small_flags(Flags, "audit", arguments)
     if not flags.paths:
         raise UsageError("no path was given; quantkit audit RESULTS… names files or folders of results")
     if flags.json:

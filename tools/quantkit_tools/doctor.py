@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from quantkit import console
 from quantkit.doctor import SEVERITIES, Finding
 from quantkit.doctor.libraries import installed, judge_libraries, versions_of
@@ -24,6 +22,7 @@ from quantkit.layout import format_bytes
 from quantkit.methods import Methods, installed_methods
 from quantkit_registry.store import default_root
 from quantkit_tools.methods import describe_method, device_types
+from quantkit_tools.small_flags import read_small_flags
 
 FENCE = "```"
 
@@ -74,7 +73,7 @@ class Examination:
 
 def main(arguments: list[str]) -> int:
     """Run `quantkit doctor [--deep] [--json]`."""
-    flags = tyro.cli(Flags, prog="quantkit doctor", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    flags = read_small_flags(Flags, "doctor", arguments)
     if flags.json:
         console.use_stderr()
     found = examine(installed_methods(), deep=flags.deep)

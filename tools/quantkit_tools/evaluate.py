@@ -19,6 +19,7 @@ from quantkit_registry.store import RESULTS, Registry
 from quantkit_tools.evaluate_compare import check_baseline, compare_artifacts, show_comparisons, warn_degenerate
 from quantkit_tools.evaluate_harness import check_harness, run_harness
 from quantkit_tools.evaluate_reference import open_reference
+from quantkit_tools.small_flags import read_small_flags
 
 if TYPE_CHECKING:
     from quantkit.evaluation.tasks import Task
@@ -88,7 +89,7 @@ class Flags:
 
 def main(arguments: list[str]) -> int:
     """Run `quantkit evaluate`; the exit code is that of the worst path, 3 where an artifact answers nothing sensible."""
-    flags = tyro.cli(Flags, prog="quantkit evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    flags = read_small_flags(Flags, "evaluate", arguments)
     if flags.json:
         console.use_stderr()
     check_harness(flags)

@@ -21,6 +21,7 @@ from quantkit_registry.adapters import read_adapter
 from quantkit_registry.detect import Detection, detect
 from quantkit_registry.hub import describe_hub_id
 from quantkit_registry.store import default_root
+from quantkit_tools.small_flags import read_small_flags
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Asked:
 
 def main(arguments: list[str]) -> int:
     """Run `quantkit export [ARTIFACT] [--to TARGET] …`."""
-    flags = tyro.cli(Flags, prog="quantkit export", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    flags = read_small_flags(Flags, "export", arguments)
     if flags.json:
         console.use_stderr()
     _require_sense(flags)

@@ -23,6 +23,7 @@ from quantkit.console import Column
 from quantkit.errors import UsageError
 from quantkit.methods import Methods, installed_methods, require_usable
 from quantkit.plan import MethodInfo, Stage
+from quantkit_tools.small_flags import read_small_flags
 
 NVIDIA_FILES = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/dxg"))
 """Where Linux shows an NVIDIA driver; the last one under WSL."""
@@ -40,7 +41,7 @@ class Flags:
 
 def main(arguments: list[str]) -> int:
     """Run `quantkit methods [NAME] [--json]`."""
-    flags = tyro.cli(Flags, prog="quantkit methods", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    flags = read_small_flags(Flags, "methods", arguments)
     methods, devices = installed_methods(), device_types()
     names = (methods.info(flags.name).name,) if flags.name else methods.names
     entries = [describe_method(methods, name, devices) for name in names]

@@ -19,6 +19,7 @@ from quantkit.reporting.report import Report
 from quantkit_registry.store import Registry
 from quantkit_tools.report_reading import read_subjects
 from quantkit_tools.result_files import refuse_unwritable, write_result
+from quantkit_tools.small_flags import read_small_flags
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Flags:
 
 def main(arguments: list[str]) -> int:
     """Run `quantkit report`."""
-    flags = tyro.cli(Flags, prog="quantkit report", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    flags = read_small_flags(Flags, "report", arguments)
     if flags.json:
         console.use_stderr()
     if flags.open and flags.html is None:

@@ -13,6 +13,7 @@ import tyro
 
 from quantkit import console
 from quantkit.errors import UsageError, VerificationError
+from quantkit_tools.small_flags import read_small_flags
 
 if TYPE_CHECKING:
     from quantkit_tools.sweep_journal import Journal
@@ -41,7 +42,7 @@ class Flags:
 
 def main(arguments: list[str]) -> int:
     """Run `quantkit sweep`; exit 1 where a step failed, 3 where an artifact is marked, 130 where it was interrupted."""
-    flags = tyro.cli(Flags, prog="quantkit sweep", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    flags = read_small_flags(Flags, "sweep", arguments)
     if flags.max_workers < 1:
         raise UsageError(f"max_workers is {flags.max_workers}; it must be at least 1")
     if flags.json or flags.emit:

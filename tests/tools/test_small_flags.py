@@ -1,0 +1,38 @@
+"""Is a wrong flag of a small verb one line that says what to do, on narrow terminals too?"""
+
+import pytest
+
+from quantkit_tools.cli import main
+
+WRONG = [
+    ("doctor --dep", "Unrecognized options: --dep. Did you mean --deep?; quantkit doctor --help lists what there is"),
+    ("doctor now", "Unrecognized options: now; quantkit doctor --help"),
+    ("report --html", "Missing value for argument '--html'. Expected 1 values; quantkit report --help"),
+    ("report --htlm x", "Did you mean --html?"),
+    ("sweep f.yaml --max-workers a", "Error parsing --max-workers: invalid literal for int() with base 10: 'a'"),
+    ("sweep", "Missing from quantkit sweep: FILE JSON, TOML or YAML"),
+    ("audit --jsno", "Did you mean --json?"),
+    ("methods --jsno", "Did you mean --json?"),
+    ("export --too gguf", "--to"),
+    ("evaluate x --dta y", "Did you mean --data?"),
+]
+
+
+@pytest.mark.parametrize("columns", ["60", "160"])
+@pytest.mark.parametrize(("words", "said"), WRONG)
+def test_a_wrong_flag_is_one_line(
+    words: str, said: str, columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(words.split()) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert said in err
+
+
+def test_help_is_still_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "--help"])
+    assert stop.value.code == 0
+    assert "--deep" in capsys.readouterr().out
