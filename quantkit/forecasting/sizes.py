@@ -1,10 +1,10 @@
-"""How do people write an amount of memory? `8GiB`, `24 GB`, `512M`, or a number of bytes."""
+"""How do people write an amount of memory? `8GiB`, `24 GB`, `512M`; a bare number, GiB to some, bytes to others, is refused."""
 
 import re
 
 from quantkit.errors import UsageError
 
-UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 
 
@@ -21,5 +21,7 @@ def parse_bytes(text: str, *, where: str) -> int:
     if found is None or float(found[1]) <= 0:
         raise UsageError(f"{where} is {text!r}; an amount of memory is wanted, e.g. 8GiB or 24GB")
     unit = found[2].lower()
-    decimal = unit and not found[3] and text.strip().lower().endswith("b")
+    if not unit:
+        raise UsageError(f"{where} is {text!r}, without a unit; write e.g. {found[1]}GiB")
+    decimal = not found[3] and text.strip().lower().endswith("b")
     return round(float(found[1]) * (1000 ** " kmgt".index(unit) if decimal else UNITS[unit]))

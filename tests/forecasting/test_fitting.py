@@ -69,6 +69,12 @@ def test_what_is_no_amount_of_memory_is_refused(text):
         parse_bytes(text, where="--fit")
 
 
+@pytest.mark.parametrize("text", ["24", "24b", "0.5"])
+def test_an_amount_without_a_unit_is_refused_with_the_one_that_is_likely_meant(text):
+    with pytest.raises(UsageError, match=rf"--fit is '{text}', without a unit; write e.g. {text.rstrip('b')}GiB"):
+        parse_bytes(text, where="--fit")
+
+
 def test_training_all_weights_takes_six_operations_a_weight_and_recomputing_two_more():
     linear, head = SHAPE.linear_weights, SHAPE.head.weights
     attention = 2 * 28 * 24 * 128 * 512

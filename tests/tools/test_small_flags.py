@@ -36,3 +36,11 @@ def test_help_is_still_a_page(capsys: pytest.CaptureFixture[str]) -> None:
         main(["doctor", "--help"])
     assert stop.value.code == 0
     assert "--deep" in capsys.readouterr().out
+
+
+def test_help_of_verbs_with_a_runs_settings_has_no_gap_within_a_paragraph(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    shown = capsys.readouterr().out.split("options")[0]
+    assert "Nothing is loaded." in shown
+    assert not [line for line in shown.splitlines() if "  " in line.strip()]

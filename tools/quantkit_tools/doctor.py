@@ -129,7 +129,7 @@ def block(found: Examination) -> str:
         *(
             (name, "; ".join(about))
             for name in SEVERITIES
-            if (about := [f.subject for f in found.findings if f.severity == name])
+            if (about := dict.fromkeys(f.subject for f in found.findings if f.severity == name))
         ),
     ]
     width = max(len(name) for name, _ in facts)

@@ -6,6 +6,7 @@ options of the chosen method. Letting tyro parse as well was tried: its view of 
 tools' names nor values that depend on each other, and those had to be rewritten before it and checked after it.
 """
 
+import inspect
 import shutil
 import sys
 import textwrap
@@ -181,7 +182,11 @@ def _show_help(arguments: list[str], methods: Methods, kind: type[FileFlags], ve
         prog=f"quantkit {verb}",
         description="\n\n".join(
             textwrap.fill(text, width, break_on_hyphens=False)
-            for text in (str(kind.__doc__), DESCRIPTION, f"Other names that are understood: {others}.")
+            for text in (
+                *inspect.cleandoc(str(kind.__doc__)).split("\n\n"),
+                DESCRIPTION,
+                f"Other names that are understood: {others}.",
+            )
         ),
         args=["--help"],
         config=(tyro.conf.OmitArgPrefixes,),

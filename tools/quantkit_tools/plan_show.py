@@ -23,6 +23,8 @@ MOMENTS = {
     "save": "save, load again, compare",
 }
 """Moment → what happens."""
+GUESS = "a guess: not calibrated on any run"
+"""What a forecast is whose constants were fitted to nothing."""
 
 
 def show_run(forecast: Forecast, time: Timing, *, remarks: Iterable[str] = ()) -> None:
@@ -112,8 +114,8 @@ def settings_text(settings: RunSettings) -> str:
 def coverage(constants: Constants) -> str:
     """Return how often the interval holds, as far as that was measured."""
     if constants.coverage is None:
-        return "a guess: not calibrated on any run"
-    return f"{constants.coverage:.0%} of runs, by {constants.runs} measured ones"
+        return GUESS
+    return f"which held for {constants.coverage:.0%} of {constants.runs} measured runs"
 
 
 def show_cells(question: Asked, found: list[Cell]) -> None:
@@ -150,7 +152,9 @@ def _caption(question: Asked, found: list[Cell]) -> Iterable[str]:
             f"folding in at a run's end takes {size / GIB:,.1f} GiB; with --no-merge-after-train, quantkit merge does it later,"
             f" a tensor at a time, in {format_bytes(streaming_bytes(some.shape))} beside its libraries"
         )
-    yield f"forecasts are {coverage(question.constants)}; one run in detail: --quant-method NAME"
+    known = question.constants.coverage is not None
+    said = f"forecasts come with an interval, {coverage(question.constants)}" if known else f"forecasts are {GUESS}"
+    yield f"{said}; one run in detail: --quant-method NAME"
     yield from question.remarks
 
 
