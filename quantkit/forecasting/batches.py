@@ -28,6 +28,8 @@ LAID_OUT = 8
 class Fullest:
     """The largest of each over the batches of a run."""
 
+    items: int
+    """Rows or packs of a forward pass: the batch size, or all there are where that is less."""
     tokens: int
     """Positions of a forward pass: padding counted, shared ones once."""
     supervised: int
@@ -53,6 +55,7 @@ def fullest_batch(rows: Sequence[EncodedRow], config: "RunConfig", *, processes:
     if config.padding_free and config.prefix_sharing:
         tokens = max(_laid_out([rows[row] for row in batch]) for batch in fullest[:LAID_OUT])
     return Fullest(
+        items=min(config.per_device_train_batch_size, len(items)),
         tokens=tokens,
         supervised=max(sum(learnt[row] for row in batch) for batch in batches),
         longest=max(lengths),

@@ -65,6 +65,14 @@ def test_packs_are_batched_like_rows() -> None:
     assert found.tokens == 2 * 60
 
 
+def test_a_batch_holds_no_more_than_there_is() -> None:
+    packed = config(packing=True, padding_free=True, per_device_train_batch_size=64)
+    found = fullest_batch(rows(LENGTHS), packed)
+    assert found.items < len(LENGTHS)
+    assert found.tokens == sum(LENGTHS)
+    assert fullest_batch(rows(LENGTHS), config()).items == 4
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_each_process_has_batches_of_its_own(processes: int) -> None:
     assert fullest_batch(rows([30] * 8), config(max_steps=1), processes=processes).tokens == 4 * 30

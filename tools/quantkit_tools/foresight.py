@@ -65,6 +65,7 @@ def foresee(run: RunPlan, data: "PreparedData") -> Foresight | None:
             run.plan,
             device=run.device,
             arithmetic=expected_arithmetic(run, shape),
+            rows=batch.items,
             tokens=batch.tokens,
             supervised=batch.supervised,
             length=batch.longest,
