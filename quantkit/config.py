@@ -166,7 +166,7 @@ class RunConfig:
     sharding: Literal["none", "fsdp2"] = "none"
     """What each of several processes holds of the base: a copy, or, with fsdp2, a part of its frozen weights."""
     output_dir: str = "artifacts"
-    """Folder under which the artifact is saved by its standardized name."""
+    """Folder under which the artifact is saved by its standardized name; artifacts is $QUANTKIT_REGISTRY where that is set."""
     overwrite: bool = False
     """Replace an artifact of the same name."""
     name_settings: tuple[str, ...] = ()

@@ -34,6 +34,11 @@ def default_root() -> Path:
     return Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
 
 
+def root_of(output_dir: str) -> Path:
+    """Return the folder that a run's `output_dir` means: `artifacts`, the default, is the registry, wherever that is."""
+    return default_root() if output_dir == DEFAULT_ROOT else Path(output_dir).expanduser()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
     """One folder under the root."""

@@ -12,7 +12,7 @@ from quantkit.files import MANIFEST
 from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.lineage import lineage
 from quantkit_registry.records import BaseReference, Parent
-from quantkit_registry.store import Artifact, Registry, default_root
+from quantkit_registry.store import Artifact, Registry, default_root, root_of
 from quantkit_registry.verify import Check, verify
 from tests.registry import samples
 from tests.registry.records_of import QLORA, commit_adapter, commit_model
@@ -31,6 +31,14 @@ def test_the_root_is_the_variables_or_artifacts(monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "here").write_text("x")
     with pytest.raises(UsageError, match="is a file; a registry is a folder"):
         Registry()
+
+
+def test_runs_write_where_the_registry_is_unless_they_name_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QUANTKIT_REGISTRY", raising=False)
+    assert root_of("artifacts") == Path("artifacts")
+    monkeypatch.setenv("QUANTKIT_REGISTRY", "elsewhere")
+    assert root_of("artifacts") == Path("elsewhere")
+    assert root_of("~/mine") == Path.home() / "mine"
 
 
 def test_entries_are_told_apart_by_origin(tmp_path: Path) -> None:

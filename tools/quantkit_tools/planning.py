@@ -18,6 +18,7 @@ from quantkit.spec import DENSE_BITS, QuantizationSpec
 from quantkit.starts import check_start
 from quantkit_registry.names import ArtifactName, format_name
 from quantkit_registry.records import Parent
+from quantkit_registry.store import root_of
 
 MERGES = {
     "dequantized": "into the dequantized base that the adapter was trained on",
@@ -183,7 +184,7 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
         stored=stored,
         kind="adapter" if keeps_adapter else "model",
         name=name,
-        target=Path(config.output_dir) / name,
+        target=root_of(config.output_dir) / name,
         base=str(Path(config.model_name_or_path).expanduser().resolve())
         if is_local(config.model_name_or_path)
         else config.model_name_or_path,

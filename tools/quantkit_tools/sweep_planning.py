@@ -14,6 +14,7 @@ from quantkit.errors import UsageError
 from quantkit.methods import Methods
 from quantkit.sweeping import KEPT, Combination, Sweep
 from quantkit_registry.records import ArtifactRecord, BaseReference
+from quantkit_registry.store import root_of
 from quantkit_tools.merge_planning import target_of
 from quantkit_tools.planning import RunPlan, plan_run
 from quantkit_tools.sweep_costs import Costs
@@ -97,7 +98,7 @@ def plan_sweep(sweep: Sweep, methods: Methods) -> SweepPlan:
     if not combinations:
         raise UsageError(f"{sweep.path}: exclude leaves nothing to run")
     roots = {item.config.output_dir for item in combinations}
-    plan = SweepPlan(sweep, Path(roots.pop()).expanduser(), excluded=excluded)
+    plan = SweepPlan(sweep, root_of(roots.pop()), excluded=excluded)
     planner = _Planner(plan, methods)
     if sweep.wants_base:
         planner.add_snapshot(combinations[0].config)
