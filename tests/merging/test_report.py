@@ -39,7 +39,10 @@ def test_the_gain_that_is_kept_is_a_share_of_what_the_fine_tune_took_off_the_los
 def test_losing_more_than_the_limit_is_a_reason_to_mark() -> None:
     assert REPORT.judge(0.1) == []
     assert replace(REPORT, loss_merged=1.09).judge(0.1) == []
-    assert replace(REPORT, loss_merged=1.3).judge(0.2) == ["30% of the fine-tune's gain is lost, more than 20%"]
+    worse = replace(REPORT, loss_merged=1.3)
+    assert replace(worse, policy="base").judge(0.2) == ["30% of the fine-tune's gain is lost, more than 20%"]
+    (reason,) = replace(worse, policy="dequantized").judge(0.2)
+    assert "16 bits rounded it away: store float32 (save_dtype), or keep the adapter" in reason
 
 
 def test_differences_of_less_than_two_percent_of_perplexity_are_not_judged() -> None:
