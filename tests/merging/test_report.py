@@ -42,7 +42,7 @@ def test_losing_more_than_the_limit_is_a_reason_to_mark() -> None:
     worse = replace(REPORT, loss_merged=1.3)
     assert replace(worse, policy="base").judge(0.2) == ["30% of the fine-tune's gain is lost, more than 20%"]
     (reason,) = replace(worse, policy="dequantized").judge(0.2)
-    assert "16 bits rounded it away: store float32 (save_dtype), or keep the adapter" in reason
+    assert "rounded away in 16 bits: store float32 (save_dtype), or keep the adapter" in reason
 
 
 def test_differences_of_less_than_two_percent_of_perplexity_are_not_judged() -> None:
