@@ -29,10 +29,8 @@ UNRESOLVED_NATS = 0.02
 is near the resolution of bfloat16: rounding it took 0.014 nats off a gain of 0.025 on a model of 0.6 M parameters."""
 LARGEST_KL_WITHOUT_GAIN = 0.01
 """Mean KL in nats above which a merge is marked where the fine-tune gained nothing that could be lost."""
-ROUNDED_AWAY = (
-    "; folding is exact, 16 bits rounded it away: store float32 (save_dtype), or keep the adapter (merge_after_train)"
-)
-"""What is to be done where a short run's update is smaller than the steps of the stored numbers."""
+ROUNDED_AWAY = "; a short run's update is easily rounded away in 16 bits: store float32 (save_dtype), or keep the adapter"
+"""What to try where the folding itself is exact."""
 MAX_LOST_GAIN = {"dequantized": 0.1, "base": 0.1, "requantized": 0.2}
 """By policy: the share of the fine-tune's gain that a merge may lose. Folding alone is exact, so a tenth is generous for dense
 weights; on a 4-bit grid a fifth is what error feedback reaches where plain rounding loses nearly all."""
