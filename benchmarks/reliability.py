@@ -130,7 +130,7 @@ def peers(arguments: argparse.Namespace) -> dict[str, Counter[str]]:
 
 
 def rows_by_trl(folder: Path, envs: Path) -> Counter[str]:
-    """Hand each fault in training data to TRL; return how often it was refused, and how often learnt."""
+    """Hand each fault in training data to TRL; return how often it was refused, and how often its first step was reached."""
     from peers.environments import peer_python
 
     from tests.preflight.faults import FAULTS
@@ -156,7 +156,7 @@ def rows_by_trl(folder: Path, envs: Path) -> Counter[str]:
         )
         answer = json.loads((own / "answer.json").read_text())
         right = bool(fault.repaired) and answer["learnt"].strip().endswith(fault.repaired)
-        found["recovered" if right else "silent" if answer["reached"] else "refused"] += 1
+        found["learnt rightly" if right else "first step reached" if answer["reached"] else "refused"] += 1
         print(f"{name}: {answer}", file=sys.stderr)
     return found
 

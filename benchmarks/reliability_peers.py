@@ -1,7 +1,7 @@
 """What do transformers' Trainer and PEFT do where our promises are tried? The same faults, on the same small model.
 
 An outcome is one of: `recovered` (the end is that of the run that nothing happened to), `refused` (an error before anything was
-lost), `lost` (an error that leaves nothing to go on from), `silent` (another result, without an error).
+lost), `stopped` (an error; going on takes finding by hand which checkpoint is whole), `silent` (another result, without an error).
 """
 
 import shutil
@@ -65,7 +65,7 @@ def resumed(small: Small, folder: Path, expected: dict[str, torch.Tensor]) -> st
     try:
         trainer_of(model, small, folder).train(resume_from_checkpoint=True)
     except Exception:  # whatever it stumbles over is the outcome
-        return "lost"
+        return "stopped"
     return "recovered" if equal(trained(model), expected) else "silent"
 
 
