@@ -1,7 +1,7 @@
 """What do transformers' Trainer and PEFT do where our promises are tried? The same faults, on the same small model.
 
 An outcome is one of: `recovered` (the end is that of the run that nothing happened to), `refused` (an error before anything was
-lost), `stopped` (an error; going on takes finding by hand which checkpoint is whole), `silent` (another result, without an error).
+lost), `stopped` (an error; going on takes finding by hand which checkpoint is whole), `silent` (another result, no error).
 """
 
 import shutil
