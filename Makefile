@@ -1,5 +1,5 @@
 # make demo   the whole tour on a real small model: under 8 minutes on two cores
-# make test   lint, types, import contracts and the default tests: under 10 minutes
+# make test   lint, types, import contracts and the default tests: under 20 minutes on two cores
 # Both make their own environment in .venv; nothing but Python 3.11+ and make is needed.
 
 PYTHON ?= python3
