@@ -1,6 +1,6 @@
 """How do short sequences attend in bfloat16 on a CPU without paying more for it than for the products around it?
 
-torch's fused attention takes a quarter of a training step there: at rows of 100 tokens its backward pass runs at a fiftieth of
+torch's fused attention takes a quarter of a training step there: at rows of 100 tokens its backward pass runs at a twentieth of
 the processor's rate. Here attention is composed of batched products over tiles of queries: a tile's scores fit into the
 processor's cache, what lies after its last query is not computed, heads that share keys are rows of one product, and scores and
 softmax are float32. Only the inputs and the output are kept; the backward pass takes the softmax again. Forward and backward
