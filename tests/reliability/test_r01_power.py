@@ -17,7 +17,7 @@ from tests.reliability.faults.watch import CAN_WATCH
 
 __all__ = ["one_thread", "scratch", "small", "tokenizer"]
 pytestmark = [
-    pytest.mark.skipif(not CAN_WATCH, reason="system calls are watched on Linux, x86-64 only"),
+    pytest.mark.skipif(not CAN_WATCH, reason="system calls are watched on Linux, x86-64, where ptrace is allowed"),
     pytest.mark.usefixtures("one_thread"),
 ]
 

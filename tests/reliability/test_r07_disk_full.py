@@ -19,7 +19,7 @@ from tests.training.helpers import adapted, config, reversed_arithmetic, run
 
 __all__ = ["one_thread", "scratch", "small", "tokenizer"]
 pytestmark = pytest.mark.usefixtures("one_thread")
-watching = pytest.mark.skipif(not CAN_WATCH, reason="system calls are watched on Linux, x86-64 only")
+watching = pytest.mark.skipif(not CAN_WATCH, reason="system calls are watched on Linux, x86-64, where ptrace is allowed")
 FAULTS: tuple[Fault, ...] = ("full", "short")
 Walked = Callable[[Case, int, int], None]
 

@@ -20,8 +20,6 @@ TRACEME, GETREGS, SETREGS, CONT, SETOPTIONS = 0, 12, 13, 7, 0x4200
 EXITKILL, TRACESECCOMP, TRACECLONE, TRACEFORK, TRACEVFORK = 0x100000, 0x80, 0x8, 0x2, 0x4
 EVENT_SECCOMP = 7
 WALL = 0x40000000
-CAN_WATCH = sys.platform.startswith("linux") and platform.machine() == "x86_64"
-
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 _libc.ptrace.restype = ctypes.c_long
@@ -155,3 +153,21 @@ def _stop_at_calls() -> None:
     no_new_privileges, set_seccomp, filter_mode = 38, 22, 2
     if _libc.prctl(no_new_privileges, 1, 0, 0, 0) or _libc.prctl(set_seccomp, filter_mode, ctypes.byref(program)):
         raise OSError(ctypes.get_errno(), "seccomp")
+
+
+def _may_watch() -> bool:
+    """Whether this system lets a process watch a copy of itself; containers may forbid ptrace or seccomp."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = int(_libc.ptrace(TRACEME, 0, None, None) != 0)
+            _stop_at_calls()
+        except BaseException:
+            code = 1
+        finally:
+            os._exit(code)
+    return os.waitpid(child, WALL)[1] == 0
+
+
+CAN_WATCH = sys.platform.startswith("linux") and platform.machine() == "x86_64" and _may_watch()
