@@ -10,6 +10,7 @@ from typing import Any
 
 from quantkit.forecasting.constants import GIB, Constants
 from quantkit.forecasting.forecast import Forecast, forecast_run
+from quantkit.forecasting.published import NF4
 from quantkit.forecasting.reading import read_shape
 from quantkit.forecasting.settings import RunSettings
 from quantkit.plan import AdapterPlan, QuantizationPlan, Stage
@@ -24,7 +25,6 @@ SETTINGS_TEXT = (
 )
 FACTORY = "LLaMA-Factory, estimated"
 QLORA_PAPER = "arXiv:2305.14314, 65B"
-NF4 = QuantizationSpec(method="QLORA", weights_bits=4, weights_dtype="nf4", format="bitsandbytes", double_quant=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """What of a run's memory cannot be counted from shapes, and how large is it?
 
-Each number with where it comes from. `quantkit.forecasting.calibration` fits those of a machine to what its runs measured;
+Each number with where it comes from. `quantkit.forecasting.learning` fits those of a machine to what its runs measured;
 these are what a machine starts with. Folding them into one factor over everything would hide which part is wrong.
 """
 

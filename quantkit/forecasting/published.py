@@ -23,6 +23,10 @@ TRL = "TRL's SFTTrainer with PEFT: checkpointing on, adapters in float32, AdamW 
 TORCHTUNE = "weights, gradients and AdamW's states in bfloat16; batch 2 of 4,096 packed tokens; A100"
 
 
+NF4 = QuantizationSpec(method="QLORA", weights_bits=4, weights_dtype="nf4", format="bitsandbytes", double_quant=True)
+"""The grid of the figures that are called QLoRA."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
     """One published figure of a GPU's allocated memory."""
@@ -34,7 +38,8 @@ class Published:
     gib: float
     stated: str
     """What the source states and what is assumed."""
-    method: str = "NoQuant"
+    spec: QuantizationSpec = field(default_factory=lambda: QuantizationSpec.dense("bfloat16"))
+    """What the base is held in."""
     adapter: AdapterPlan = field(default_factory=AdapterPlan)
     settings: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
@@ -79,7 +84,6 @@ class Compared:
         }
 
 
-NF4 = QuantizationSpec(method="QLORA", weights_bits=4, weights_dtype="nf4", format="bitsandbytes", double_quant=True)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 TORCHTUNE_TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TRL_RUN = {"rows": 1, "length": 1024, "accumulation": 8, "recompute": "full", "logits": "all"}
@@ -108,7 +112,7 @@ FIGURES = (
         source=STUDY,
         model="Qwen/Qwen3-8B",
         gib=7.61,
-        method="QLORA",
+        spec=NF4,
         adapter=AdapterPlan(r=256, target_modules=ATTENTION),
         settings=TRL_RUN | {"logits": "tiles", "optim": "paged_adamw_32bit"},
         stated="as quantkit's own QLORA trains it: embeddings and head in bfloat16, AdamW's states paged, the loss in tiles;"
@@ -119,7 +123,7 @@ FIGURES = (
         source=STUDY,
         model="Qwen/Qwen3-8B",
         gib=7.61,
-        method="QLORA",
+        spec=NF4,
         adapter=AdapterPlan(r=256, target_modules=ATTENTION),
         settings=TRL_RUN | {"dense": "float32"},
         stated=f"{TRL}, after PEFT's prepare_model_for_kbit_training, which turns embeddings and head into float32",
@@ -167,7 +171,7 @@ FIGURES = (
         source=LADDER,
         model="meta-llama/Llama-3.2-3B",
         gib=4.6,
-        method="QLORA",
+        spec=NF4,
         adapter=AdapterPlan(r=64, target_modules=TORCHTUNE_TARGETS),
         settings=TORCHTUNE_RUN | {"logits": "chunks", "compiled": True, "recompute": "full", "offload": True},
         stated=f"{TORCHTUNE}; checkpointing and activation offloading; adapters on all layers but k",
@@ -177,8 +181,7 @@ FIGURES = (
 
 def compare(figure: Published) -> Compared:
     """Return a figure beside the forecast for its settings."""
-    spec = NF4 if figure.method == "QLORA" else QuantizationSpec.dense("bfloat16")
-    plan = QuantizationPlan(method=figure.method, stage=Stage.BASE, spec=spec, adapter=figure.adapter)
+    plan = QuantizationPlan(method=figure.spec.method, stage=Stage.BASE, spec=figure.spec, adapter=figure.adapter)
     settings = RunSettings(plan=plan, device="cuda", merges=False, **figure.settings)
     return Compared(figure, forecast_run(read_shape(figure.model), settings, Constants()))
 
