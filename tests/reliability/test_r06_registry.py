@@ -26,8 +26,8 @@ __all__ = ["scratch"]
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are copied and killed")
 PROCESSES = 16
 ARTIFACT_EVERY, CONTENDED_EVERY = 20, 7
-LIVES_S = (0.002, 0.05)
-"""How long a process lives before it is killed: a few dozen updates at most."""
+LIVES = (1, 4)
+"""How many updates a process does, fewest and most, before it is killed at a random moment of one of the next."""
 
 
 def update(root: Path, worker: int, number: int) -> None:
@@ -65,19 +65,28 @@ def in_a_copy(action: Callable[[], None]) -> int:
         os._exit(1)
 
 
-def start(root: Path, log: Path, worker: int, updates: int, dies_after_s: float) -> int:
-    """Go on with a worker's updates after the last that it began; the kernel kills it after so many seconds, 0 for never."""
+def start(root: Path, log: Path, worker: int, updates: int, chance: random.Random | None) -> int:
+    """Go on with a worker's updates after the last that it began; with a chance, the kernel kills it in one of them.
+
+    The moment is drawn from how long the update before took, so that as many die on a fast machine as on a slow one.
+    """
     begun = [int(line.split()[1]) for line in log.read_text().splitlines()] if log.exists() else [0]
     first = max(begun) + 1
+    safe_until = first + chance.randint(*LIVES) if chance else updates + 1
+    parts = [chance.uniform(0.01, 0.99) for _ in range(updates)] if chance else []
 
     def work() -> None:
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, dies_after_s)
+        took_s = 0.0
         for number in range(first, updates + 1):
+            began_s = time.monotonic()
             os.write(handle, f"begun {number}\n".encode())
+            if number >= safe_until:
+                signal.setitimer(signal.ITIMER_REAL, max(1e-6, took_s * parts[number - 1]))
             update(root, worker, number)
             os.write(handle, f"done {number}\n".encode())
+            took_s = time.monotonic() - began_s
 
     return in_a_copy(work)
 
@@ -88,7 +97,7 @@ def under_fire(root: Path, logs: Path, updates: int, kills: int) -> int:
     log_of = {worker: logs / f"{worker}.log" for worker in range(PROCESSES)}
 
     def again(worker: int) -> int:
-        return start(root, log_of[worker], worker, updates, chance.uniform(*LIVES_S) if killed < kills else 0)
+        return start(root, log_of[worker], worker, updates, chance if killed < kills else None)
 
     running = {again(worker): worker for worker in log_of}
     while running:
@@ -117,7 +126,7 @@ def test_updates_under_fire_are_kept_or_were_never_said_to_be_done(scratch: Path
         lost += [(worker, number) for number in done if not is_there(root, worker, number, results, artifacts)]
     print(f"{killed} kills, {len(failed)} updates reported failed, {len(lost)} lost: {lost[:5]}")
     assert 0 < len(failed) <= killed
-    assert killed >= amount(4, 100)
+    assert killed >= amount(20, 200)
     for worker, number in failed:
         if artifact_name(worker, number) not in artifacts:
             update(root, worker, number)
