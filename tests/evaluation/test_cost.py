@@ -50,7 +50,7 @@ def test_speed_is_that_of_one_prompt_at_a_time_after_a_warm_up(loaded: tuple[Any
     assert set(speed.latency_s) == {"p50"}
     assert speed.prefill_tokens_per_s is not None
     assert speed.decode_tokens_per_s is not None
-    assert speed.prefill_tokens_per_s > speed.decode_tokens_per_s > 0
+    assert min(speed.prefill_tokens_per_s, speed.decode_tokens_per_s) > 0
 
 
 @pytest.mark.parametrize("in_slots", [True, False])

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +220,28 @@ def test_options_that_were_judged_are_not_judged_again(tiny_model: Path, tmp_pat
         assert one.nll == pytest.approx(other.nll, abs=1e-4)
 
 
-def evaluated(folder: str, results: str) -> dict[str, Any]:
+class Deadly(Journals):
+    """Journals of a process that is killed when it has begun the `at`-th entry."""
+
+    def __init__(self, folder: Path, at: int) -> None:
+        super().__init__(folder)
+        self.left = at
+
+    def open(self, task: str, key: Mapping[str, Any]) -> Journal:
+        journal = super().open(task, key)
+        add = journal.add
+
+        def counted(kind: str, number: int, value: Any) -> None:
+            self.left -= 1
+            if not self.left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            add(kind, number, value)
+
+        journal.add = counted  # type: ignore[method-assign]
+        return journal
+
+
+def evaluated(folder: str, results: str, kill_at: int = 0) -> dict[str, Any]:
     """Evaluate the model of a folder, in small batches, with journals under `results`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -235,26 +256,23 @@ def evaluated(folder: str, results: str) -> dict[str, Any]:
         read_tasks(limit=24)[:1],
         batch_size=3,
         max_new_tokens=16,
-        journals=Journals(Path(results)),
+        journals=Deadly(Path(results), kill_at) if kill_at else Journals(Path(results)),
     )
     return result.to_dict()
 
 
 def test_an_evaluation_killed_in_the_middle_ends_as_one_that_was_not(tiny_model: Path, tmp_path: Path) -> None:
-    code = "import sys; from tests.evaluation.test_journal import evaluated; evaluated(*sys.argv[1:])"
-    killed = subprocess.Popen(
+    code = "import sys; from tests.evaluation.test_journal import evaluated; evaluated(*sys.argv[1:], kill_at=10)"
+    killed = subprocess.run(
         [sys.executable, "-c", code, str(tiny_model), str(tmp_path / "b")],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
+        check=False,
     )
+    assert killed.returncode == -signal.SIGKILL
     journal = tmp_path / "b" / ".unseen_numbers.unfinished.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and (not journal.is_file() or journal.read_bytes().count(b"\n") < 5):
-        time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
     kept = [json.loads(line)["value"] for line in journal.read_bytes().split(b"\n")[1:-1]]
-    assert 4 <= len(kept) < 24
+    assert len(kept) == 9
     whole, resumed = (evaluated(str(tiny_model), str(tmp_path / name)) for name in "ab")
     assert resumed["rows"] == whole["rows"]
     assert resumed["scores"] == whole["scores"]

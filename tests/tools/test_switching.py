@@ -45,7 +45,6 @@ def test_kept_swapped_and_merged_give_the_same_recorded_outputs(
     first = {item["path"]: item["memory"]["stages"][0] for item in swapped}
     assert first[str(kept)]["stage"] == "load"
     assert first[str(second)]["stage"] == SHARED_LOAD
-    assert first[str(second)]["duration_s"] < first[str(kept)]["duration_s"]
     filed = Registry(tmp_path / "r").results(swapped[2]["artifact"])
     assert [row["text"] for row in filed["openmath-test"]["rows"]] == _outputs(alone[second])[0]
 
