@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from quantkit.errors import QuantkitError
 from tests.merging.folders import edit_json, edit_tensors, simple
-from tests.merging.test_refusals import SPOILT
+from tests.merging.spoilt import SPOILT
 from tests.reliability.faults.walks import spread
 from tests.reliability.faults.watch import watched
 from tests.reliability.test_r02_corruptions import CORRUPTIONS, GOOD, NEWEST
