@@ -19,12 +19,15 @@ from quantkit.backends.unpacked import UnpackedLinear
 from quantkit.console import say
 from quantkit.layers import unwrapped
 from quantkit.training.frozen_linear import Dora, Frozen, Lora, Site, Vera, frozen_weight
+from quantkit.training.heap import give_back
 from quantkit.training.sharding import whole_modules
 
 TOLERANCE = 0.03
 """Relative L2 difference from PEFT that is rounding: bitsandbytes' backward pass rounds weights to the data type they were
 loaded in, and so does bfloat16 arithmetic, to 2⁻⁸; a wrong term is off by tenths."""
 ROWS = 8
+ROWS_SQUARED = 256
+"""Rows of a weight that are in float64 at once."""
 
 Forward = Callable[..., Tensor]
 
@@ -56,6 +59,7 @@ def fused_adapters(model: Any, *, arithmetic: str = "float32", wanted: bool = Tr
     if notice and kept.total():
         reasons = "; ".join(f"{count} for {reason}" for reason, count in kept.items() if count)
         say(f"fused_adapters is off for {kept.total()} of {adapters + kept.total()} adapters: {reasons}")
+    give_back()  # dequantized weights of trials and of DoRA's norms, freed between what is kept of them
     try:
         yield adapters
     finally:
@@ -164,7 +168,8 @@ def _product_of(module: Any, layer: Any, name: str) -> Callable[[Tensor], Tensor
     if name not in module.lora_variant:
         site = Site(layer, layer, scale)
         return lambda x: lora(x, site, a.weight, b.weight)
-    squares = frozen_weight(layer, a.weight.dtype).double().square().sum(1).to(a.weight.dtype)
+    parts = frozen_weight(layer, a.weight.dtype).split(ROWS_SQUARED)
+    squares = torch.cat([part.double().square().sum(1) for part in parts]).to(a.weight.dtype)
     site, magnitude = Site(layer, layer, scale, squares), module.lora_magnitude_vector[name]
     return lambda x: dora(x, site, a.weight, b.weight, magnitude.weight)
 

@@ -13,11 +13,14 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import UsageError
+from quantkit.training.heap import give_back
 
 if TYPE_CHECKING:
     from quantkit.config import RunConfig
 
 REPEATS = 5
+LOOKED_AT = 2**20
+"""Numbers of a weight that are looked at together."""
 
 
 def arithmetic_dtype(model: Any, config: "RunConfig", device: str) -> str:
@@ -64,9 +67,13 @@ def training_dtypes(model: Any, arithmetic: str) -> Iterator[None]:
     give stays float32, and with it the sum that blocks add to. Quantized weights are left alone; layers that dequantize to a
     `compute_dtype` of their own (bitsandbytes) do so in the arithmetic's: left to choose from their first input, they would be
     asked for weights before it.
+
+    What was freed before either change goes back to the system first: the copies it makes are too large for gaps in a heap,
+    and would come on top.
     """
     import torch
 
+    give_back()
     before, hooks = [], []
     for parameter in _plain_parameters(model):
         if parameter.requires_grad or arithmetic == "float32":
@@ -85,8 +92,10 @@ def training_dtypes(model: Any, arithmetic: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for parameter, dtype in before:
+        for parameter, _ in before:
             parameter.grad = None
+        give_back()
+        for parameter, dtype in before:
             parameter.data = parameter.data.to(dtype)
         for hook in hooks:
             hook.remove()
@@ -98,10 +107,19 @@ def _stored_in_half(model: Any) -> list[Any]:
     """Return the linear layers and embeddings whose frozen float32 weights are bfloat16 numbers."""
     import torch
 
-    weights = {id(item): item for item in _plain_parameters(model) if not item.requires_grad and item.dtype is torch.float32}
-    half = {key for key, item in weights.items() if torch.equal(item.data.to(torch.bfloat16).float(), item.data)}
-    kinds = (torch.nn.Linear, torch.nn.Embedding)
-    return [module for module in model.modules() if isinstance(module, kinds) and id(module.weight) in half]
+    frozen = {id(item): item for item in _plain_parameters(model) if not item.requires_grad and item.dtype is torch.float32}
+    modules = [item for item in model.modules() if isinstance(item, torch.nn.Linear | torch.nn.Embedding)]
+    weights = {key: frozen[key] for key in dict.fromkeys(id(module.weight) for module in modules) if key in frozen}
+    half = {key for key, weight in weights.items() if _holds_half(weight.data)}
+    return [module for module in modules if id(module.weight) in half]
+
+
+def _holds_half(weight: Any) -> bool:
+    """Whether all of a float32 matrix's numbers are bfloat16 ones; a few rows at a time, so that no copy of it is made."""
+    import torch
+
+    rows = max(LOOKED_AT // max(weight[0].numel(), 1), 1)
+    return all(torch.equal(part.to(torch.bfloat16).float(), part) for part in weight.split(rows))
 
 
 def _plain_parameters(model: Any) -> list[Any]:
