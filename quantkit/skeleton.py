@@ -10,6 +10,8 @@ from typing import Any
 
 from quantkit.modeling import one_line, refuse_missing_folder
 
+CONFIG = "config.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
@@ -51,6 +53,20 @@ def read_stop_tokens(path: str, tokenizer: Any, *, revision: str | None = None) 
         ids = None
     ids = tokenizer.eos_token_id if ids is None else ids
     return tuple(ids) if isinstance(ids, list) else () if ids is None else (int(ids),)
+
+
+def folder_here(path: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a model, also of one in the hub's cache, as far as it is on this machine; nothing is fetched."""
+    if is_local(path):
+        return Path(path).expanduser()
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(path, CONFIG, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def is_local(path: str) -> bool:

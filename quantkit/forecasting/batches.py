@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from quantkit.data.encode import EncodedRow
 from quantkit.data.packing import packs
 from quantkit.training.layouts import lay_out
-from quantkit.training.order import RowOrder
+from quantkit.training.order import RowOrder, total_steps
 
 if TYPE_CHECKING:
     from quantkit.config import RunConfig
@@ -67,8 +67,6 @@ def _batches(
     items: Sequence[Sequence[int]], lengths: Sequence[int], config: "RunConfig", processes: int
 ) -> Iterator[list[int]]:
     """Yield the rows of each forward pass."""
-    from quantkit.training.run import total_steps
-
     size = config.per_device_train_batch_size
     per_step = size * config.gradient_accumulation_steps * processes
     wanted = total_steps(len(items), config, processes) * per_step

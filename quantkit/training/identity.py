@@ -2,18 +2,22 @@
 
 A checkpoint keeps the settings it was made with, fingerprints of rows, chat template and base, the kind of device and the
 versions of the libraries that do the arithmetic. All of it is compared at once, and each difference is named as a field with
-both values. Loading whatever fits, the usual way, gives a run whose first half was another's.
+both values: before any weights are loaded, the base by a few values of each stored tensor, and again by those in memory.
+Loading whatever fits, the usual way, gives a run whose first half was another's.
 """
 
 import hashlib
 import json
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import UsageError, did_you_mean
+from quantkit.headers import read_tensor_index
+from quantkit.skeleton import CONFIG, folder_here
 
 if TYPE_CHECKING:
     from quantkit.config import RunConfig
@@ -40,30 +44,60 @@ LIBRARIES = ("quantkit", "torch", "transformers", "peft", "accelerate", "bitsand
 Change = tuple[Any, Any]
 """What a field was, and what it is."""
 SAMPLES = 64
-"""Values of each frozen tensor that the base's fingerprint is taken over."""
+"""Values of each frozen tensor that the base's fingerprint is taken over; bytes of each stored one."""
+ALSO = {"stored_base": "base"}
+"""Facts that say in another way what another fact says, under whose name they differ."""
 
 
 def describe_run(
-    model: Any, data: "PreparedData", config: "RunConfig", *, tokenizer: Any, device: str, processes: int = 1
+    data: "PreparedData", config: "RunConfig", *, tokenizer: Any, device: str, processes: int = 1
 ) -> dict[str, Any]:
-    """Return what makes a run this run and no other, as plain JSON data: `settings`, `facts` and `versions`."""
+    """Return what makes a run this run and no other, as plain JSON data: `settings`, `facts` and `versions`.
+
+    No model is needed; `base`, the fact that is known of one in memory only, is `frozen_sha256`.
+    """
     import torch
 
     from quantkit.environment import describe_environment
 
     template = json.dumps(getattr(tokenizer, "chat_template", None), sort_keys=True)
     environment = describe_environment("cpu")
+    stored = stored_sha256(config.model_name_or_path, config.revision)
     return {
         "settings": {key: value for key, value in config.to_dict().items() if key not in FREE_SETTINGS},
         "facts": {
             "data": data.fingerprint,
             "chat_template": hashlib.sha256(template.encode()).hexdigest(),
-            "base": frozen_sha256(model),
+            **({"stored_base": stored} if stored else {}),
             "device_type": torch.device(device).type,
             "processes": processes,
         },
         "versions": {name: str(environment[name]) for name in LIBRARIES if name in environment},
     }
+
+
+def stored_sha256(path: str, revision: str | None = None) -> str | None:
+    """Return one hash over a base's configuration, names, types and shapes of its stored tensors, and bytes of each.
+
+    None where no safetensors files of it are on this machine yet; loading says what there is instead.
+    """
+    folder = folder_here(path, revision)
+    digest = hashlib.sha256()
+    try:
+        if folder is None:
+            return None
+        digest.update((folder / CONFIG).read_bytes())
+        index = read_tensor_index(folder)
+        with ExitStack() as opened:
+            files = {file: opened.enter_context(file.open("rb")) for file in index.files}
+            for name, tensor in sorted(index.tensors.items()):
+                stream = files[tensor.file]
+                stream.seek(tensor.start + max(tensor.size_bytes - SAMPLES, 0) // 2)
+                digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+                digest.update(stream.read(min(SAMPLES, tensor.size_bytes)))
+    except (OSError, UsageError):
+        return None
+    return digest.hexdigest()
 
 
 def frozen_sha256(model: Any) -> str:
@@ -115,7 +149,7 @@ def check_same_run(
             f"{where}: made by another run: {in_words(left)}. Use the same, start a new run, or go on all the same with"
             f" accept_changes={','.join([*accepted, *left])}"
         )
-    known = {*found, *state.settings, *run["settings"], *run["facts"], *run["versions"]}
+    known = {*found, *state.settings, *run["settings"], *state.facts, *run["facts"], *run["versions"]} - {*ALSO}
     for name in accepted:
         if name not in known:
             raise UsageError(f"accept_changes has {name!r}, which a checkpoint does not keep.{did_you_mean(name, known)}")
@@ -135,7 +169,8 @@ def differences(state: "RunState", run: Mapping[str, Any], *, total_steps: int) 
         if key not in leave and was.get(key) != now.get(key) and (key in options or (key in was and key in now))
     }
     for before, after in ((state.facts, run["facts"]), (state.versions, run["versions"])):
-        found |= {name: (before[name], value) for name, value in after.items() if name in before and before[name] != value}
+        changed = {name: (before[name], value) for name, value in after.items() if name in before and before[name] != value}
+        found |= {ALSO.get(name, name): change for name, change in changed.items()}
     return found
 
 

@@ -4,13 +4,18 @@ The order is a pure function of seed and epoch. transformers' samplers draw it f
 grouping by length a run resumed in the middle of an epoch then sees another order, some rows twice and some never.
 """
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit.console import say
-from quantkit.data.encode import IGNORED
+from quantkit.data.encode import IGNORED, EncodedRow
+from quantkit.data.packing import packs
+
+if TYPE_CHECKING:
+    from quantkit.config import RunConfig
 
 BATCHES_PER_POOL = 50
 """Rows are sorted by length within random pools of this many batches: little padding, and batches still differ."""
@@ -56,6 +61,21 @@ class RowOrder:
         chance.shuffle(groups)
         for group in first + groups + last:
             yield from group
+
+
+def items_of(rows: Sequence[EncodedRow], config: "RunConfig", *, packing: bool) -> list[list[EncodedRow]]:
+    """Return what a batch has `per_device_train_batch_size` of: packs of rows, or single rows."""
+    if not packing:
+        return [[row] for row in rows]
+    return [[rows[number] for number in pack] for pack in packs([len(row.input_ids) for row in rows], config.max_length)]
+
+
+def total_steps(items: int, config: "RunConfig", processes: int = 1) -> int:
+    """Return the number of optimizer steps: `max_steps`, else what `num_train_epochs` over so many rows or packs gives."""
+    if config.max_steps > 0:
+        return config.max_steps
+    batches = math.ceil(items / (config.per_device_train_batch_size * processes))
+    return math.ceil(config.num_train_epochs * math.ceil(batches / config.gradient_accumulation_steps))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@
 settings or the plan say.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.console import Progress, progress
-from quantkit.data.packing import packs
 from quantkit.errors import UsageError
 from quantkit.layers import bare_model
 from quantkit.placement import check_splitting
@@ -25,7 +23,7 @@ from quantkit.training.offload import check_offloading
 from quantkit.training.precision import training_dtypes
 from quantkit.training.recompute import mlps_recomputed, recompute_of
 from quantkit.training.result import TrainingResult
-from quantkit.training.start import find_start
+from quantkit.training.start import Start, find_start
 
 if TYPE_CHECKING:
     from quantkit.config import RunConfig
@@ -46,11 +44,13 @@ def train(
     tokenizer: Any,
     checkpoints: Path,
     device: str,
+    begun: Start | None = None,
 ) -> TrainingResult:
     """Train the model's trainable parameters in place; checkpoints are written below `checkpoints`.
 
     Trainable parameters and optimizer are float32 while training (`quantkit.training.precision`). A first signal
-    ends the run after its step with a checkpoint and `interrupted` set.
+    ends the run after its step with a checkpoint and `interrupted` set. `begun` is what `find_start` gave for the same data and
+    settings, before the model was loaded; it is asked for otherwise.
 
     Raises:
         QuantkitError: a loss or gradient norm is not finite, or a checkpoint cannot be written.
@@ -64,26 +64,18 @@ def train(
     from quantkit.training.fused_adapters import fused_adapters
     from quantkit.training.layouts import FlatCollator
     from quantkit.training.loop import StepTrainer, StepWatch
-    from quantkit.training.order import RowOrder, WithRows, fillers
+    from quantkit.training.order import RowOrder, WithRows, fillers, items_of, total_steps
     from quantkit.training.sharding import split_over_processes
     from quantkit.training.supervised import output_head
 
     check_offloading(config, device)
     check_splitting(config)
     processes, first = world_size(), is_first()
-    begun = find_start(model, data, config, tokenizer=tokenizer, checkpoints=checkpoints, device=device)
+    begun = begun or find_start(data, config, tokenizer=tokenizer, checkpoints=checkpoints, device=device)
+    begun.meet(model, config, device)
     checkpoint, state = begun.checkpoint, begun.state
-    levers = _levers(model, data, config, state.arithmetic_dtype, str(next(model.parameters()).device), notice=first)
-    items = _items(data, config, levers)
-    fill = -len(items) % (config.per_device_train_batch_size * processes) if processes > 1 else 0
     items_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-    total = total_steps(len(items), config, processes)
-    arguments = _arguments(config, plan, checkpoints, total, device)
     collate = Collator(_pad_token(tokenizer))
-    rows_trained_on = total * items_per_step * len(data.train) // len(items)
-    held_out = data.evaluation[: max(rows_trained_on // EVALUATION_SHARE, 1)]
-
-    begun.settle(config, total, held_out, checkpoints)
 
     def loss_of_held_out() -> float:
         batch: dict[str, Any] = {
@@ -93,57 +85,66 @@ def train(
         }
         return mean_loss(model, held_out, collate, **batch, tail=levers.tail)
 
-    with (
-        _left_as_found(model),
-        training_dtypes(model, state.arithmetic_dtype),
-        split_over_processes(model, device=device, wanted=config.sharding == "fsdp2"),
-        interruptible(notice=first) as interruption,
-    ):
-        order = RowOrder(
-            [sum(len(row.input_ids) for row in item) for item in items],
-            seed=config.seed,
-            group=items_per_step if config.group_by_length else None,
-            fill=fill,
-        )
-        watch = StepWatch(interruption)
-        trainer = StepTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=items + fillers(items, fill, own_loss=output_head(model) is None, notice=first),
-            data_collator=WithRows(FlatCollator(levers.prefix_sharing) if levers.padding_free else collate),
-            order=order,
-            state=state,
-            folder=checkpoints,
-            keep=config.save_total_limit,
-            workers=config.dataloader_num_workers,
-            accepted=bool(state.accepted),
-            watch=watch,
-            levers=levers,
-            offload=config.activation_offloading,
-        )
-        if held_out and checkpoint is None:
-            state.evaluation_loss_before = loss_of_held_out()
-        start, fused, recomputed = state.step, 0, 0
-        give_back()  # what loading left
-        if start < total:
-            with (
-                rows_apart(model) if levers.padding_free else nullcontext(),
-                fused_adapters(model, arithmetic=state.arithmetic_dtype, wanted=config.fused_adapters, notice=first) as fused,
-                mlps_recomputed(model, wanted=recompute_of(config) == "selective", notice=first) as recomputed,
-                held_small(model, device, wanted=recompute_of(config) != "none" or config.sharding == "fsdp2"),
-                _shown(trainer, total - start, start) as watch.progress,
-            ):
-                trainer.train_or_save(checkpoint)
-        else:
-            trainer._load_from_checkpoint(str(checkpoint))
-        steps = len(state.losses)
-        after = None
-        if steps == total:
-            check_learned(model, steps=steps)
-            after = loss_of_held_out() if held_out else None
-        interrupted = any(trainer.sums(interruption.requested))
-        if interrupted and state.step < steps:  # the signal came when the last step was done
-            trainer._save_checkpoint(model)
+    with _left_as_found(model), training_dtypes(model, state.arithmetic_dtype):
+        levers = _levers(model, data, config, state.arithmetic_dtype, notice=first)
+        items = items_of(data.train, config, packing=levers.packing)
+        fill = -len(items) % (config.per_device_train_batch_size * processes) if processes > 1 else 0
+        total = total_steps(len(items), config, processes)
+        arguments = _arguments(config, plan, checkpoints, total, device)
+        rows_trained_on = total * items_per_step * len(data.train) // len(items)
+        held_out = data.evaluation[: max(rows_trained_on // EVALUATION_SHARE, 1)]
+        begun.settle(config, total, held_out, checkpoints)
+        with (
+            split_over_processes(model, device=device, wanted=config.sharding == "fsdp2"),
+            interruptible(notice=first) as interruption,
+        ):
+            order = RowOrder(
+                [sum(len(row.input_ids) for row in item) for item in items],
+                seed=config.seed,
+                group=items_per_step if config.group_by_length else None,
+                fill=fill,
+            )
+            watch = StepWatch(interruption)
+            trainer = StepTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=items + fillers(items, fill, own_loss=output_head(model) is None, notice=first),
+                data_collator=WithRows(FlatCollator(levers.prefix_sharing) if levers.padding_free else collate),
+                order=order,
+                state=state,
+                folder=checkpoints,
+                keep=config.save_total_limit,
+                workers=config.dataloader_num_workers,
+                accepted=bool(state.accepted),
+                watch=watch,
+                levers=levers,
+                offload=config.activation_offloading,
+            )
+            if held_out and checkpoint is None:
+                state.evaluation_loss_before = loss_of_held_out()
+            start, fused, recomputed = state.step, 0, 0
+            give_back()  # what loading left
+            if start < total:
+                with (
+                    rows_apart(model) if levers.padding_free else nullcontext(),
+                    fused_adapters(
+                        model, arithmetic=state.arithmetic_dtype, wanted=config.fused_adapters, notice=first
+                    ) as fused,
+                    mlps_recomputed(model, wanted=recompute_of(config) == "selective", notice=first) as recomputed,
+                    held_small(model, device, wanted=recompute_of(config) != "none" or config.sharding == "fsdp2"),
+                    _shown(trainer, total - start, start) as watch.progress,
+                ):
+                    trainer.train_or_save(checkpoint)
+            else:
+                trainer._load_from_checkpoint(str(checkpoint))
+            steps = len(state.losses)
+            after = None
+            if steps == total:
+                check_learned(model, steps=steps)
+                after = loss_of_held_out() if held_out else None
+            interrupted = any(trainer.sums(interruption.requested))
+            if interrupted and state.step < steps:  # the signal came when the last step was done
+                trainer._save_checkpoint(model)
     return TrainingResult(
         steps=steps,
         total_steps=total,
@@ -168,14 +169,6 @@ def train(
         resumed_from=start if checkpoint else None,
         accepted_changes=list(state.accepted),
     )
-
-
-def total_steps(items: int, config: "RunConfig", processes: int = 1) -> int:
-    """Return the number of optimizer steps: `max_steps`, else what `num_train_epochs` over so many rows or packs gives."""
-    if config.max_steps > 0:
-        return config.max_steps
-    batches = math.ceil(items / (config.per_device_train_batch_size * processes))
-    return math.ceil(config.num_train_epochs * math.ceil(batches / config.gradient_accumulation_steps))
 
 
 def _arguments(config: "RunConfig", plan: QuantizationPlan, folder: Path, total: int, device: str) -> Any:
@@ -226,23 +219,15 @@ def _arguments(config: "RunConfig", plan: QuantizationPlan, folder: Path, total:
     return arguments
 
 
-def _levers(model: Any, data: "PreparedData", config: "RunConfig", arithmetic: str, device: str, *, notice: bool) -> "Levers":
-    """Return the levers that this model allows, tried in the arithmetic of the run."""
+def _levers(model: Any, data: "PreparedData", config: "RunConfig", arithmetic: str, *, notice: bool) -> "Levers":
+    """Return the levers that this model, in the data types of training, allows; tried in the arithmetic of the run."""
     import torch
 
     from quantkit.training.padding_free import usable_levers
 
-    half = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=arithmetic == "bfloat16")
-    with training_dtypes(model, arithmetic), half:
-        return usable_levers(model, config, data.train[0].input_ids, device=device, notice=notice)
-
-
-def _items(data: "PreparedData", config: "RunConfig", levers: "Levers") -> list[list[Any]]:
-    """Return what a batch has `per_device_train_batch_size` of: packs of rows, or single rows."""
-    if not levers.packing:
-        return [[row] for row in data.train]
-    lengths = [len(row.input_ids) for row in data.train]
-    return [[data.train[row] for row in pack] for pack in packs(lengths, config.max_length)]
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=arithmetic == "bfloat16"):
+        return usable_levers(model, config, data.train[0].input_ids, device=str(device), notice=notice)
 
 
 def _pad_token(tokenizer: Any) -> int:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from quantkit.data import PreparedData
     from quantkit.training.result import TrainingResult
+    from quantkit.training.start import Start
 
 LARGEST_RELOAD_KL = 1e-4
 """Mean KL divergence in nats between the model in memory and the saved folder, loaded again in the same data type."""
@@ -98,11 +99,24 @@ def load_trainable(run: RunPlan, methods: Methods) -> Any:
     return model
 
 
-def train(run: RunPlan, model: Any, data: "PreparedData", tokenizer: Any) -> "TrainingResult":
-    """Train the adapters (or, without any, the whole model) in place."""
+def find_start(run: RunPlan, data: "PreparedData", tokenizer: Any) -> "Start":
+    """Choose the checkpoint to go on from, or step 0, before any weights are read.
+
+    Raises:
+        UsageError: checkpoints are in the way, or the one to go on from is another run's.
+        VerificationError: no checkpoint is whole.
+    """
+    from quantkit.training.start import find_start
+
+    return find_start(data, run.config, tokenizer=tokenizer, checkpoints=run.checkpoints, device=run.device)
+
+
+def train(run: RunPlan, model: Any, data: "PreparedData", tokenizer: Any, begun: "Start | None") -> "TrainingResult":
+    """Train the adapters (or, without any, the whole model) in place, from where `find_start` said."""
     from quantkit.training import train
 
-    return train(model, data, run.config, run.plan, tokenizer=tokenizer, checkpoints=run.checkpoints, device=run.device)
+    where: dict[str, Any] = {"checkpoints": run.checkpoints, "device": run.device}
+    return train(model, data, run.config, run.plan, tokenizer=tokenizer, begun=begun, **where)
 
 
 def compared_rows(run: RunPlan, data: "PreparedData | None", tokenizer: Any) -> ReportRows:

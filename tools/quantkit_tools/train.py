@@ -53,6 +53,7 @@ def _run(config: RunConfig, processes: Processes, held: ExitStack, *, dry_run: b
         held.enter_context(making(plan.target, overwrite=config.overwrite))
     tokenizer = stages.load_tokenizer(plan)
     data = stages.prepare_rows(plan, tokenizer) if config.dataset_name else None
+    begun = None if data is None else stages.find_start(plan, data, tokenizer)
     if data is not None and plan.quantizes_base:
         with memory.stage("quantize base"), processes.one_first():
             plan = with_quantized_base(plan, data, tokenizer, methods)
@@ -67,7 +68,7 @@ def _run(config: RunConfig, processes: Processes, held: ExitStack, *, dry_run: b
     rows = stages.compared_rows(plan, data, tokenizer)
     if data is not None:
         with memory.stage("train"), telling_what_fits(foresight):
-            result = stages.train(plan, model, data, tokenizer)
+            result = stages.train(plan, model, data, tokenizer, begun)
         if result.interrupted:
             console.say(
                 f"interrupted after step {result.steps} of {result.total_steps}; go on with resume_from_checkpoint=true"
