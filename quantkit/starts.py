@@ -65,7 +65,7 @@ def start_from_residual(model: Any, path: str, *, revision: str | None = None, t
 
     from quantkit.layers import bare_model
     from quantkit.merging.model_facts import read_base_folder
-    from quantkit.merging.stream import local_folder
+    from quantkit.merging.prepared import local_folder
     from quantkit.merging.tensorfiles import read_tensor
 
     base = read_base_folder(local_folder(path, revision), trust_remote_code=trust_remote_code)

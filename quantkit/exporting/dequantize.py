@@ -14,7 +14,7 @@ from quantkit.errors import VerificationError
 from quantkit.merging.dense_folder import copy_companions, write_dense_config
 from quantkit.merging.held import HeldTensor, held_tensors
 from quantkit.merging.model_facts import read_base_folder
-from quantkit.merging.stream import MAX_SHARD_BYTES
+from quantkit.merging.prepared import MAX_SHARD_BYTES
 from quantkit.merging.tensorfiles import NAMES, TORCH_DTYPES, Entry, ShardWriter, all_finite
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ Merging into quantized weights, as PEFT does, rounds most of a small update away
 
 from quantkit.merging.delta import FolderAdapter, adapter_hash, read_adapter_folder
 from quantkit.merging.fold import fold_adapters
-from quantkit.merging.stream import Merged, merge_streaming
+from quantkit.merging.prepared import Merged
+from quantkit.merging.stream import merge_streaming
 
 __all__ = ["FolderAdapter", "Merged", "adapter_hash", "fold_adapters", "merge_streaming", "read_adapter_folder"]

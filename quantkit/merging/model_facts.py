@@ -73,7 +73,7 @@ def read_base_folder(
     embeddings = next((name for name, module in model.named_modules() if module is embeddings_module), "")
     tied = bool(head) and getattr(head_module, "weight", 0) is getattr(embeddings_module, "weight", 1)
     buffers = frozenset(name for name, _ in model.named_buffers())
-    names = _names_in_files(model, index)
+    names = names_in_files(model, index.tensors)
     return BaseFolder(
         folder=folder,
         config=read_object(folder / "config.json"),
@@ -90,14 +90,14 @@ def read_base_folder(
     )
 
 
-def _names_in_files(model: Any, index: TensorIndex) -> dict[str, str]:
+def names_in_files(model: Any, tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
     """Pair names as transformers does: a checkpoint of the bare decoder lacks its prefix, or has one that the model lacks."""
     prefix = f"{model.base_model_prefix}."
-    stems = {name.rpartition(".")[0] for name in index.tensors}
+    stems = {name.rpartition(".")[0] for name in tensors}
     found = {}
     for name in model.state_dict():
         for wanted in (name, name.removeprefix(prefix), prefix + name):
-            if wanted in index.tensors or wanted.rpartition(".")[0] in stems:
+            if wanted in tensors or wanted.rpartition(".")[0] in stems:
                 found[name] = wanted
                 break
     return found

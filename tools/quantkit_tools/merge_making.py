@@ -25,7 +25,7 @@ from quantkit_tools.merge_check import MergeCheck, check_merged
 from quantkit_tools.merge_planning import MergeJob
 
 if TYPE_CHECKING:
-    from quantkit.merging.stream import Merged
+    from quantkit.merging.prepared import Merged
 
 ROOM = 2.5
 """Free memory wanted to compare models, as a multiple of the base's files: in float32 16-bit weights are twice as large."""
