@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quantkit.layout import Column, describe_fields, format_bytes, format_duration, printable, table_lines
@@ -230,11 +231,20 @@ class _Lines:
 
 def _console(stderr: bool) -> "Console":
     """Return a console for the stream as it is now; while a bar is live on the same terminal, the bar's own."""
-    from rich.console import Console
-
     if _live is not None and (stderr == _live.console.stderr or sys.stderr.isatty()):
         return _live.console
-    return Console(stderr=stderr, quiet=_silent, highlight=False, markup=False, emoji=False)
+    return _console_class()(stderr=stderr, quiet=_silent, highlight=False, markup=False, emoji=False)
+
+
+@cache
+def _console_class() -> type["Console"]:
+    from rich.console import Console
+
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704 (rich calls this where it caught the error, and would end the process with code 1)
+
+    return Plain
 
 
 def _print(console: "Console", text: str, style: str) -> None:

@@ -104,6 +104,8 @@ def test_an_unknown_verb_is_suggested_in_one_line(capsys):
         (VerificationError("the weights differ"), 3, "error: the weights differ\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (BrokenPipeError(), 0, ""),
+        (OSError(28, "No space left on device"), 1, "error: No space left on device\n"),
+        (PermissionError(13, "Permission denied", "/data/rows"), 1, "error: /data/rows: Permission denied\n"),
     ],
 )
 def test_each_kind_of_failure_has_its_exit_code_and_no_traceback(monkeypatch, capsys, error, code, line):
@@ -113,6 +115,35 @@ def test_each_kind_of_failure_has_its_exit_code_and_no_traceback(monkeypatch, ca
     monkeypatch.setattr(methods, "main", fail)
     assert cli.main(["methods"]) == code
     assert capsys.readouterr().err == line
+
+
+def test_an_error_of_a_library_that_is_not_the_systems_keeps_its_traceback(monkeypatch):
+    def fail(arguments):
+        raise OSError("the library has a fault")
+
+    monkeypatch.setattr(methods, "main", fail)
+    with pytest.raises(OSError, match="has a fault"):
+        cli.main(["methods"])
+
+
+@pytest.mark.parametrize("verb", ["methods", "train --help"])
+def test_a_reader_that_stops_reading_ends_the_command_without_a_word(verb, tmp_path):
+    script = f"{sys.executable} -m quantkit_tools.cli {verb} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_output_that_knows_ascii_only_gets_question_marks_for_the_rest(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "quantkit_tools.cli", "methods"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"????" in done.stdout  # the line below the headings
+    assert b"NoQuant" in done.stdout
 
 
 def test_sigterm_ends_a_verb_as_ctrl_c_does_and_is_the_callers_again_afterwards(monkeypatch, capsys, tmp_path):

@@ -1,13 +1,19 @@
-"""What does `quantkit VERB` run? A table of verbs; each verb's module is imported only when it is asked for."""
+"""What does `quantkit VERB` run, and how does it end? A table of verbs; each one's module is imported only when asked for.
 
+Scripts end as verbs do, by `in_one_line`: a wrong path in a script's constants is one line and exit code 2 there, too.
+"""
+
+import io
+import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from importlib import import_module
 from types import FrameType
 
 from quantkit.console import use_stdout
-from quantkit.errors import QuantkitError, did_you_mean
+from quantkit.errors import QuantkitError, UsageError, did_you_mean
 from quantkit.layout import printable
 
 VERBS = {
@@ -53,28 +59,57 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_verb(verb: str, arguments: list[str]) -> int:
-    """Import the verb's module and run its `main`; errors of quantkit's family become one line on stderr.
+    """Import the verb's module, run its `main` as `in_one_line` does, and return the exit code."""
 
-    SIGTERM ends it as Ctrl-C does, so that nothing half-written stays; the signal's default would end it on the spot.
-    """
-    before = signal.signal(signal.SIGTERM, _interrupt) if threading.current_thread() is threading.main_thread() else None
-    try:
+    def run() -> int:
         if verb not in VERBS:
-            from quantkit.errors import UsageError
-
             raise UsageError(f"no verb is called {verb!r}.{did_you_mean(verb, VERBS)} Known: {', '.join(VERBS)}.")
         return int(import_module(f"quantkit_tools.{verb}").main(arguments))
+
+    return in_one_line(run)
+
+
+def in_one_line(run: Callable[[], int]) -> int:
+    """Return what `run` returns; errors of quantkit's family and of the system become one line on stderr and an exit code.
+
+    SIGTERM ends it as Ctrl-C does, so that nothing half-written stays; the signal's default would end it on the spot.
+    Characters that the encoding of the output lacks are printed as `?`.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    before = signal.signal(signal.SIGTERM, _interrupt) if threading.current_thread() is threading.main_thread() else None
+    try:
+        return run()
     except QuantkitError as error:
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        return error.exit_code
+        return _told(str(error), error.exit_code)
     except BrokenPipeError:
+        _read_no_more()
         return 0
+    except OSError as error:
+        if error.errno is None:  # raised by a library, about something else than the system
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _told(f"{where}{error.strerror}", QuantkitError.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+def _told(text: str, code: int) -> int:
+    print(f"error: {printable(' '.join(text.split()))}", file=sys.stderr)
+    return code
+
+
+def _read_no_more() -> None:
+    """Send what is still to be printed nowhere; the interpreter would complain of the closed pipe when it ends."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
