@@ -145,9 +145,9 @@ def show(result: Mapping[str, Any]) -> None:
 
 def _training_bytes(forecast: Mapping[str, Any]) -> int:
     """Return the forecast of the training stage, with everything."""
-    from quantkit.forecasting.forecast import STEP
+    from quantkit.forecasting.forecast import TRAINING
 
-    return max(int(moment["total_bytes"]) for moment in forecast["moments"] if moment["name"] in STEP)
+    return max(int(moment["total_bytes"]) for moment in forecast["moments"] if moment["name"] in TRAINING)
 
 
 def _source(found: Sequence[Mapping[str, Any]]) -> str:

@@ -46,7 +46,7 @@ class Activations:
     backward: int
     """Gradients of a block's widest part that live at once in its backward pass."""
     dequantized: int
-    """The widest weight in the data type of the arithmetic, where the held one is another."""
+    """The widest weight in the data type of the arithmetic, where the held one is another; with DoRA, times its factors too."""
 
     def kept(self, settings: RunSettings, blocks: int) -> int:
         """Return what so many blocks keep at the end of a forward pass."""
@@ -193,10 +193,14 @@ def _logits(shape: ModelShape, settings: RunSettings) -> int:
 
 
 def _dequantized(shape: ModelShape, settings: RunSettings, layers: list[LinearShape]) -> int:
-    held = settings.held_dtype(shape.dtype)
-    if settings.adapter.kind == "NoPeft" or (held == settings.arithmetic and not _stays_quantized(settings.plan.spec)):
+    if settings.adapter.kind == "NoPeft":
         return 0
-    return max((layer.weights for layer in layers), default=shape.largest) * settings.computes_in_bytes
+    wide = settings.computes_in_bytes
+    as_it_is = settings.held_dtype(shape.dtype) == settings.arithmetic and not _stays_quantized(settings.plan.spec)
+    copies = 0 if as_it_is else wide
+    if settings.adapter.kind == "DoRa":  # times the factors of its rows in float32, and that in the arithmetic's type
+        copies += 4 + (wide if wide < 4 else 0)
+    return max((layer.weights for layer in layers), default=shape.largest) * copies
 
 
 def _stays_quantized(spec: QuantizationSpec) -> bool:

@@ -36,6 +36,8 @@ class Constants:
     """Share of runs whose measured peak lay in the interval; None: no run was measured for these constants."""
     runs: int = 0
     """Runs that they were fitted to."""
+    runs_before: int = 0
+    """Runs of the constants that those moved, where they are too few to tell an interval by themselves."""
     source: str = "quantkit's first guess; no run was measured on this machine (quantkit plan --calibrate)"
 
     def with_changes(self, **changes: Any) -> Self:

@@ -23,11 +23,13 @@ from quantkit.forecasting.items import (
     held_weights,
     loaded_weights,
     merging,
+    norming,
     quantizing,
     reading,
     saving,
     step_work,
     streaming_bytes,
+    trial,
     workspace,
     written_bytes,
 )
@@ -84,8 +86,8 @@ class Forecast:
 
     @property
     def training(self) -> Moment:
-        """Return the largest moment of a training step."""
-        return max((moment for moment in self.moments if moment.name in STEP), key=lambda moment: moment.size_bytes)
+        """Return the largest moment of training."""
+        return max((moment for moment in self.moments if moment.name in TRAINING), key=lambda moment: moment.size_bytes)
 
     def total(self, moment: Moment) -> int:
         """Return a moment's bytes with libraries, context and what allocators hold beyond: resident, or taken of a GPU."""
@@ -146,7 +148,9 @@ class Forecast:
 
 
 STEP = ("start", "loss", "backward", "step")
-"""The moments of training: before its first step, and in each."""
+"""The moments before the first step and in each."""
+TRAINING = ("start", "trial", *STEP[1:], "end")
+"""The moments of a run's training stage."""
 
 
 def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants = CONSTANTS) -> Forecast:
@@ -164,9 +168,11 @@ def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants 
     gradients = size.trained * settings.trained_bytes
     notes = [] if states.known else [f"optim {settings.optim} is not known here; its states are counted as AdamW's"]
     always = weights | adapters | {"optimizer states": on_device, **workspace(settings, constants)}
+    cast = casting(shape, settings)
     moments = [
         Moment("load", loaded | reading(shape, settings)),
-        Moment("start", loaded | adapters | casting(shape, settings)),
+        Moment("start", loaded | adapters | max(cast, norming(settings, size), key=lambda items: sum(items.values()))),
+        Moment("trial", weights | adapters | trial(shape)),
         Moment(
             "loss",
             always
@@ -177,6 +183,8 @@ def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants 
         Moment("backward", always | backward_items(kept, settings, shape, gradients)),
         Moment("step", always | {"gradients": gradients, "optimizer's working memory": step_work(settings, size)}),
     ]
+    if cast and settings.adapter.kind != "NoPeft":
+        moments.append(Moment("end", loaded | adapters | {"optimizer states": on_device} | cast))
     if settings.quantizes_base:
         moments.insert(0, Moment("quantize", quantizing(shape, settings)))
     if settings.merges:
@@ -207,7 +215,7 @@ def _per_device(
         return moments, ()
     if settings.strategy == "fsdp" and settings.device != "cpu":  # each process loads, and the first folds in, on the CPU
         moments = [item if item.name in STEP[1:] else Moment(item.name, {}) for item in moments]
-    mapped = ("load", *STEP) if settings.strategy == "device_map" else STEP[1:]
+    mapped = ("load", *TRAINING) if settings.strategy == "device_map" else STEP[1:]
     each = {item.name: of_each_device(item.items, shape, settings, weights) for item in moments if item.name in mapped}
     fullest = [
         Moment(item.name, max(each[item.name], key=lambda items: sum(items.values()))) if item.name in each else item

@@ -18,6 +18,9 @@ COMPARED = 14
 """Tensors of logits that a comparison takes. Those of base, adapter and folded model and six in the divergence are nine; as
 measured on four models (`benchmarks/forecast.py`) it is 12.1 to 14.2, as the heap holds what is freed between them."""
 
+TRIED = 98
+"""Positions whose logits live in float64 when layouts are tried: rows alone, the same padded, and these in float32."""
+
 
 def held_weights(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
     """Return what the base takes while it is trained on: quantized or dense layers, and all that no method quantizes."""
@@ -104,16 +107,27 @@ def reading(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
 
 
 def casting(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
-    """Return the copies of the largest tensor that are made where training holds weights in another data type than loading.
-
-    Where that is bfloat16, its copy is made float32 again first, to see that no value changes.
-    """
+    """Return the copy of the largest tensor that is made where training holds weights in another data type than loading."""
     whole = settings.adapter.kind == "NoPeft"
     held = settings.trained_dtype if whole else settings.held_dtype(shape.dtype)
     if held == settings.plan.compute_dtype:
         return {}
-    back = DENSE_BITS[settings.plan.compute_dtype] // 8 if held == "bfloat16" and not whole else 0
-    return {"the tensor being cast": max(shape.largest, shape.embeddings) * (DENSE_BITS[held] // 8 + back)}
+    return {"the tensor being cast": max(shape.largest, shape.embeddings) * DENSE_BITS[held] // 8}
+
+
+def norming(settings: RunSettings, size: AdapterSize) -> dict[str, int]:
+    """Return what PEFT makes of the largest weight that DoRA takes the norm of, when it attaches it.
+
+    Its update, that scaled, their sum, and the weight itself where it is quantized, all in float32.
+    """
+    if settings.adapter.kind != "DoRa":
+        return {}
+    return {"a weight's norm": (3 + settings.plan.spec.is_quantized) * 4 * max(layer.weights for layer in size.layers)}
+
+
+def trial(shape: ModelShape) -> dict[str, int]:
+    """Return what trying the layouts of rows takes before the first step (`quantkit.training.padding_free`)."""
+    return {"logits of a trial": TRIED * 8 * shape.vocabulary}
 
 
 def quantizing(shape: ModelShape, settings: RunSettings) -> dict[str, int]:

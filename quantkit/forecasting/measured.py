@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.errors import UsageError
-from quantkit.forecasting.forecast import STEP, Forecast
+from quantkit.forecasting.forecast import TRAINING, Forecast
 from quantkit.memory import MemoryLog
 
 
@@ -51,7 +51,7 @@ def read_measured(memory: Mapping[str, Any], *, name: str = "") -> Measured | No
         device = str(forecast["settings"]["device"])
         varied = forecast["settings"]["mean_length"] != forecast["settings"]["length"]
         sizes = {str(moment["name"]): int(moment["size_bytes"]) for moment in forecast["moments"]}
-        counted = max(size for moment, size in sizes.items() if moment in STEP)
+        counted = max(size for moment, size in sizes.items() if moment in TRAINING)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{name or 'the record'}: memory.forecast is no forecast: {error!r}") from None
     peak = trained[-1]

@@ -15,7 +15,7 @@ from quantkit.forecasting.shape import ModelShape
 GATHERED = 2
 """Blocks whose weights are whole at once: the one that computes, and the next, fetched ahead."""
 EMBEDDINGS = "embeddings, head, norms"
-AT_THE_END = ("logits and loss",)
+AT_THE_END = ("logits and loss", "logits of a trial")
 AT_WORK = {"logits and loss", "gradients of activations"}
 """Items of the moments in which blocks compute."""
 EVERYWHERE = ("matrix products' workspace", "dequantized weight")

@@ -68,8 +68,8 @@ def training_dtypes(model: Any, arithmetic: str) -> Iterator[None]:
     `compute_dtype` of their own (bitsandbytes) do so in the arithmetic's: left to choose from their first input, they would be
     asked for weights before it.
 
-    What was freed before either change goes back to the system first: the copies it makes are too large for gaps in a heap,
-    and would come on top.
+    What was freed before either change, and by it, goes back to the system: copies are too large for gaps in a heap, and would
+    come on top.
     """
     import torch
 
@@ -86,6 +86,7 @@ def training_dtypes(model: Any, arithmetic: str) -> Iterator[None]:
         if isinstance(module, torch.nn.Embedding):
             hooks.append(module.register_forward_hook(lambda _module, _inputs, output: output.float()))
     choosers = [module for module in model.modules() if hasattr(module, "compute_type_is_set")]
+    give_back()
     chosen = [(module, module.compute_dtype, module.compute_type_is_set) for module in choosers]
     for module in choosers:
         module.compute_dtype, module.compute_type_is_set = getattr(torch, arithmetic), True

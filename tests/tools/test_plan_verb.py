@@ -85,7 +85,7 @@ def test_one_run_names_moments_items_peak_interval_disk_and_time(capsys):
         capsys, "qwen3-8b", "--quant-method", "QLORA", "--device", "cuda", "--max-length", "256", "--tokens-per-s", "100",
         "--max-steps", "10",
     )  # fmt: skip
-    assert [moment["name"] for moment in data["moments"]] == ["load", "start", "loss", "backward", "step", "merge", "save"]
+    assert [moment["name"] for moment in data["moments"]] == ["load", "start", "trial", "loss", "backward", "step", "merge", "save"]
     largest = max(data["moments"], key=lambda moment: moment["size_bytes"])
     assert (data["peak_moment"], data["peak_bytes"]) == (largest["name"], largest["total_bytes"])
     assert data["interval"]["low_bytes"] < data["peak_bytes"] < data["interval"]["high_bytes"]
@@ -103,7 +103,7 @@ def test_all_methods_and_adapters_have_a_number_or_a_reason(capsys):
     assert all((cell["forecast"] is None) == bool(cell["reason"]) for cell in cells.values())
     assert "carry no gradients" in cells["BNB4BIT", "NoPeft"]["reason"]
     assert "not DoRa" in cells["QLORA", "DoRa"]["reason"]
-    peaks = {key: cell["forecast"]["moments"][2]["size_bytes"] for key, cell in cells.items() if cell["forecast"]}
+    peaks = {key: cell["forecast"]["moments"][3]["size_bytes"] for key, cell in cells.items() if cell["forecast"]}
     assert peaks["QLORA", "LoRa"] < peaks["INT8", "LoRa"] < peaks["NoQuant", "LoRa"] < peaks["NoQuant", "NoPeft"]
 
 
@@ -197,7 +197,7 @@ def test_tables_fit_into_narrow_and_wide_windows(width, flags, monkeypatch, caps
         (["qwen3-8b", "--quant-method", "SmoothQuantum"], r"no method is called 'SmoothQuantum'"),
         (["qwen3-8b", "--quant-method", "QLORA", "--peft-config", "NoPeft"], r"quantized weights carry no gradients"),
         (["qwen3-8b", "--fits", "8GiB"], r"no flag is called --fits"),
-        (["--calibrate"], r"0 artifacts have a forecast beside their measurement"),
+        (["--calibrate"], r"no artifact has a forecast beside its measurement"),
     ],
 )
 def test_mistakes_are_one_line(arguments, text):

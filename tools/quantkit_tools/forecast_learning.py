@@ -1,8 +1,9 @@
 """What do the artifacts of a registry teach the forecasts of its next runs? `quantkit plan --calibrate` asks this.
 
-Every training run keeps its forecast beside its measurement in its record. Here they are read back, the constants of each
-kind of device are fitted to them and kept under the root, where `quantkit train` and `quantkit plan` find them. A model that
-learns while it is used, the alternative, forecasts the same run differently from one day to the next.
+Every training run keeps its forecast beside its measurement in its record. Here they are read back, the shipped constants of
+each kind of device are moved by them, from the first run on, and kept under the root, where `quantkit train` and
+`quantkit plan` find them. A model that learns while it is used, the alternative, forecasts the same run differently from one
+day to the next.
 """
 
 from dataclasses import asdict
@@ -11,31 +12,27 @@ from typing import Any
 
 from quantkit.console import format_bytes, say, table, warn
 from quantkit.errors import QuantkitError, UsageError
-from quantkit.forecasting.constants import Constants
-from quantkit.forecasting.learning import DEVICES, FEWEST, FILE, constants_for, fit, write_calibration
+from quantkit.forecasting.constants import CONSTANTS, Constants
+from quantkit.forecasting.learning import DEVICES, FILE, fit, shipped, write_calibration
 from quantkit.forecasting.measured import Measured, of_device, read_measured
 from quantkit_registry.store import Registry
 
 
 def calibrate(root: Path | str | None = None, *, dry_run: bool = False) -> dict[str, Any]:
-    """Fit the constants of each kind of device that has enough runs, print and keep them; return what was found as JSON data.
+    """Move the shipped constants by the runs of each kind of device, print and keep them; return what was found as JSON data.
 
     Raises:
-        UsageError: no kind of device has five runs with a forecast and a measurement.
+        UsageError: no run has a forecast and a measurement.
     """
     registry = Registry(root)
     found = measured_runs(registry)
     learnt = {}
     for device in DEVICES:
-        if runs := of_device(found, device):
-            if len(runs) < FEWEST:
-                warn(f"{device}: {len(runs)} runs with a forecast and a measurement; fitting takes {FEWEST}")
-                continue
-            learnt[device] = fit(found, device, start=constants_for(device, registry.root))
+        if of_device(found, device):
+            learnt[device] = fit(found, device, start=shipped().get(device, CONSTANTS))
     if not learnt:
         raise UsageError(
-            f"{registry.root}: {len(found)} artifacts have a forecast beside their measurement; fitting takes {FEWEST} of one"
-            " kind of device. Every `quantkit train` that ends adds one"
+            f"{registry.root}: no artifact has a forecast beside its measurement. Every `quantkit train` that ends adds one"
         )
     _show(learnt)
     file = registry.root / FILE
@@ -71,5 +68,6 @@ def _show(learnt: dict[str, Constants]) -> None:
         taken = constants.process_bytes if device == "cpu" else constants.cuda_context_bytes
         slack = constants.cpu_slack if device == "cpu" else constants.cuda_slack
         between = f"{constants.low:.0%} to {constants.high:.0%}, for {constants.coverage:.0%} of runs"
-        rows.append([device, constants.runs, format_bytes(taken), f"{slack:+.1%}", between])
+        before = f" (and {constants.runs_before} before)" if constants.runs_before else ""
+        rows.append([device, f"{constants.runs}{before}", format_bytes(taken), f"{slack:+.1%}", between])
     table("Forecasts", ["device", "runs", "taken anyway", "beyond what is counted", "measured / forecast"], rows)

@@ -42,7 +42,7 @@ class PlanFlags(FileFlags):
     measure: bool = False
     """Time one matrix product here and tell the time from it (imports torch)."""
     calibrate: bool = False
-    """Fit the forecast to the runs in the registry, and keep what was found there."""
+    """Move the shipped forecast by the runs in the registry, be it one, and keep what was found there."""
     dry_run: bool = False
     """With --calibrate: print what was found, and keep nothing."""
     json: bool = False

@@ -16,9 +16,11 @@ MOMENTS = {
     "quantize": "quantize the base",
     "load": "load the base",
     "start": "ready to train",
+    "trial": "layouts of rows, tried",
     "loss": "loss of the fullest batch",
     "backward": "backward pass",
     "step": "optimizer step",
+    "end": "weights as they were loaded",
     "merge": "fold in, in memory",
     "save": "save, load again, compare",
 }
@@ -115,6 +117,9 @@ def coverage(constants: Constants) -> str:
     """Return how often the interval holds, as far as that was measured."""
     if constants.coverage is None:
         return GUESS
+    if constants.runs_before:
+        told = f"{constants.runs} measured here and {constants.runs_before} before"
+        return f"which should hold for {constants.coverage:.0%} of runs, by {told}"
     return f"which held for {constants.coverage:.0%} of {constants.runs} measured runs"
 
 
