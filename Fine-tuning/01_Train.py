@@ -24,7 +24,6 @@ output_dir = "artifacts"
 if __name__ == "__main__":
     import sys
 
-    from quantkit.config import RunConfig
-    from quantkit_tools.train import run
+    from quantkit_tools.script import run_script
 
-    sys.exit(run(RunConfig.from_constants(globals())))
+    sys.exit(run_script(globals(), sys.argv[1:]))

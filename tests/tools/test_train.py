@@ -56,6 +56,23 @@ def test_the_script_runs_with_its_constants_edited(tiny_model: Path, rows: Path,
     assert (tmp_path / "made" / "Tiny-Llama-openmath_SFT_LoRa2_QLORA_w4_headbf16_mergedbf16" / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize(
+    ("edited", "flags", "said"),
+    [
+        ("MODEL = '/nowhere'", [], "error: /nowhere: no such folder"),
+        ("MODLE = 'a'", [], "MODLE"),
+        ("", ["--dry-run"], "error: the script takes no flags, found --dry-run; edit its constants, or use quantkit train"),
+    ],
+)
+def test_what_is_wrong_with_the_script_is_one_line(edited: str, flags: list[str], said: str, tmp_path: Path) -> None:
+    script = tmp_path / "01_Train.py"
+    script.write_text(SCRIPT.read_text().replace("\nif __name__", f"\n{edited}\nif __name__"))
+    done = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_float_answers_are_learnt_as_boxed_integers(tiny_model: Path, quantkit: Any, tmp_path: Path) -> None:
     """The published failure: a float column that the chat template rendered as nothing."""
     import pyarrow as pa
