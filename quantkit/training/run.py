@@ -143,7 +143,7 @@ def train(
                 check_learned(model, steps=steps)
                 after = loss_of_held_out() if held_out else None
             interrupted = any(trainer.sums(interruption.requested))
-            if interrupted and state.step < steps:  # the signal came when the last step was done
+            if (interrupted or _folds(config, plan)) and state.step < steps:
                 trainer._save_checkpoint(model)
     return TrainingResult(
         steps=steps,
@@ -169,6 +169,11 @@ def train(
         resumed_from=start if checkpoint else None,
         accepted_changes=list(state.accepted),
     )
+
+
+def _folds(config: "RunConfig", plan: QuantizationPlan) -> bool:
+    """Whether adapters are folded in afterwards: they are read from the last checkpoint then, and a merge that dies goes on."""
+    return config.merge_after_train and plan.adapter.kind != "NoPeft"
 
 
 def _arguments(config: "RunConfig", plan: QuantizationPlan, folder: Path, total: int, device: str) -> Any:

@@ -1,44 +1,179 @@
-"""How does a run fold its adapters in while they are still in memory? By the policy of its `merge` setting.
+"""How does a run fold its adapters in at its end? As `quantkit merge` does, tensor by tensor, the trained model let go first.
 
-The trained model is at hand, so `dequantized` folds in memory, to the same weights that `quantkit merge` streams from the kept
-adapter. `base` needs the original weights, which the run never held where it quantized while loading.
+The finished adapter lies in the run's last checkpoint, which goes when the artifact stands: a run that dies in between goes on
+from there. Folding in the model that is in memory anyway is simpler and needs all of it in float32, often more than training
+took. That way is left to what the files do not tell: a base that changed when training began (PiSSA), layers of a format that
+is not decoded here, and `requantized`, which rounds blocks of a whole model.
 """
 
 import gc
-import tempfile
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit import console
 from quantkit.calibrating import CalibrationSettings, split_texts
 from quantkit.calibration import Calibration, QuantizationWork
-from quantkit.errors import VerificationError
+from quantkit.errors import UsageError, VerificationError
 from quantkit.fidelity import compare_logits, probe_logits
-from quantkit.merging.report import Reference, ReportRows
+from quantkit.memory import MemoryLog
+from quantkit.merging.report import Reference, ReportRows, observe_reference
 from quantkit.methods import Methods
-from quantkit.modeling import ModelSource
 from quantkit.plan import QuantizationPlan
-from quantkit.spec import QuantizationSpec
-from quantkit_tools.merge_check import LARGEST_MEAN_KL
+from quantkit_registry.fingerprints import fingerprint_base
+from quantkit_registry.hub import cached_folder
+from quantkit_registry.records import ArtifactRecord
+from quantkit_tools.merge_check import LARGEST_MEAN_KL, MergeCheck, check_merged
 from quantkit_tools.planning import RunPlan
 
 if TYPE_CHECKING:
     from quantkit.data import PreparedData
+    from quantkit.merging.prepared import PreparedMerge
+    from quantkit.training.result import TrainingResult
 
 FEWEST_TOKENS = 256
 """Fewest tokens of training rows that weights are rounded on."""
 
 
-def merge_adapters(
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """A run whose adapters are trained and are to be folded in."""
+
+    plan: RunPlan
+    data: "PreparedData"
+    rows: ReportRows
+    result: "TrainingResult"
+    tokenizer: Any
+    memory: MemoryLog
+    methods: Methods
+
+    @property
+    def run(self) -> RunPlan:
+        """Return the run as it is when it has been trained: on one device."""
+        return self.plan.held_whole()
+
+    @property
+    def adapter(self) -> Path:
+        """Return the checkpoint of the last step: the run's own, or the one it went on from with nothing left to do."""
+        own = self.run.checkpoints / f"checkpoint-{self.result.steps}"
+        return own if own.is_dir() else Path(str(self.run.config.resume_from_checkpoint))
+
+    def merge(self, models: list[Any]) -> dict[str, Any]:
+        """Fold in, judge, save; return the record as written. The trained model is taken out of `models` and let go.
+
+        Raises:
+            VerificationError: the result predicts something else than the adapter on its base.
+        """
+        with telling_where(self.adapter):
+            with self.memory.stage("observe adapter"):
+                reference = observe_reference(models[0], self.rows)
+            prepared = prepare_fold(self.run, self.adapter, self.methods)
+            if prepared is None:
+                return self._merge_in_memory(models.pop(), reference)
+            models.clear()
+            let_go()
+            return self._stream(prepared, reference)
+
+    def _stream(self, prepared: "PreparedMerge", reference: Reference) -> dict[str, Any]:
+        from quantkit_tools.merge_making import written_by
+
+        check = MergeCheck.of_run(self.run, reference, self.rows)
+
+        def judge(folder: Path) -> dict[str, Any]:
+            with self.memory.stage("compare"):
+                return check_merged(folder, check, self.methods)[0]
+
+        def write(finish: Any) -> None:
+            prepared.write(self.run.target, overwrite=self.run.config.overwrite, finish=finish)
+
+        written = written_by(write, self._record, judge, self.memory)
+        console.say(f"written and read back: {written['verification']['read_back']}")
+        return written
+
+    def _merge_in_memory(self, model: Any, reference: Reference) -> dict[str, Any]:
+        from quantkit_tools.stages import save
+
+        with self.memory.stage("merge"):
+            model, said = merge_in_memory(self.run, model, self.methods, reference=reference, rows=self.rows, data=self.data)
+        with self.memory.stage("save"):
+            seen: dict[str, Any] = {"methods": self.methods, "reference": reference, "rows": self.rows}
+            return save(self.run, model, self.tokenizer, self._record(said), **seen)
+
+    def _record(self, verification: dict[str, Any] | None = None) -> ArtifactRecord:
+        from quantkit_tools.stages import make_record
+
+        return make_record(self.plan, data=self.data, training=self.result, memory=self.memory, verification=verification)
+
+
+@contextmanager
+def telling_where(adapter: Path) -> Iterator[None]:
+    """Say, where a merge does not end well, where the trained adapter is and how to go on with it."""
+    try:
+        yield
+    except BaseException:
+        console.warn(
+            f"the trained adapter is in {adapter}; --resume-from-checkpoint {adapter} goes on from there, with"
+            " --no-merge-after-train it is kept as it is"
+        )
+        raise
+
+
+def prepare_fold(run: RunPlan, adapter: Path, methods: Methods) -> "PreparedMerge | None":
+    """Return the run's merge as it will be written tensor by tensor; None, with a word why, where it is done in memory.
+
+    Raises:
+        VerificationError: the adapter as it lies there does not belong to the base, or is broken.
+    """
+    from quantkit.merging.prepared import prepare_merge
+
+    if run.merge_policy == "requantized":
+        return None
+    original = run.merge_policy == "base"
+    base = run.config.model_name_or_path if original else run.base
+    revision = run.config.revision if original else run.revision
+    try:
+        folder = Path(base).expanduser() if Path(base).expanduser().is_dir() else cached_folder(base, revision)
+        return prepare_merge(
+            folder,
+            adapter,
+            fingerprint=fingerprint_base(folder),
+            policy="base" if original else "dequantized",
+            dtype=run.config.save_dtype,
+            lm_head_dtype=run.config.lm_head_dtype,
+            recipe=run.plan,
+            methods=methods,
+            device=run.device,
+            trust_remote_code=run.config.trust_remote_code,
+        )
+    except UsageError as error:
+        if original:
+            raise
+        console.say(f"{error}. The adapter is folded in in memory instead, which takes the whole model in float32")
+        return None
+
+
+def let_go() -> None:
+    """Give back the memory of models that nothing refers to any more."""
+    import torch
+
+    from quantkit.training.heap import give_back
+
+    gc.collect()
+    give_back()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def merge_in_memory(
     run: RunPlan, model: Any, methods: Methods, *, reference: Reference, rows: ReportRows, data: "PreparedData"
 ) -> tuple[Any, dict[str, Any]]:
-    """Fold the adapters in by the run's policy; return the model and what was measured on the way, for the record.
+    """Fold the adapters into the model in memory; return it and what was measured on the way, for the record.
 
     Raises:
         VerificationError: folding into the dequantized base gave a model that predicts something else than the adapter.
     """
-    if run.merge_policy == "base":
-        return fold_into_original(run, model, methods), {}
     merged = methods.post_train_merge(run.plan, model)
     fold = compare_logits(reference.adapter.logits, probe_logits(merged, rows.ids))
     console.say(f"folded against adapter on its base: {fold}")
@@ -54,26 +189,6 @@ def merge_adapters(
         merged = quantize_again(merged, run.plan, methods, calibration, work)
         said["requantized_on"] = calibration.to_dict()
     return merged, said
-
-
-def fold_into_original(run: RunPlan, model: Any, methods: Methods) -> Any:
-    """Return the original base, in float32, with the adapters folded in; the given `PeftModel` is left to be freed."""
-    from quantkit.merging import fold_adapters
-    from quantkit.modeling import load_source
-
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, save_embedding_layers=False)
-        del model
-        gc.collect()
-        source = ModelSource(
-            path=folder,
-            kind="adapter",
-            base=run.config.model_name_or_path,
-            revision=run.config.revision,
-            spec=QuantizationSpec.dense("float32"),
-        )
-        adapted = load_source(source, methods, device=run.device, trust_remote_code=run.config.trust_remote_code)
-        return fold_adapters(adapted)
 
 
 def calibration_of(run: RunPlan, data: "PreparedData", rows: ReportRows) -> Calibration:

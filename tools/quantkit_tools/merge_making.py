@@ -87,26 +87,42 @@ def compare(merging: Merging, folder: Path) -> dict[str, Any]:
     return found
 
 
-def _streamed(merging: Merging) -> dict[str, Any]:
-    """Fold one tensor at a time; nothing but the report ever loads a model."""
+def written_by(
+    write: Callable[[Callable[[Path, "Merged"], None]], object],
+    record: Callable[[], ArtifactRecord],
+    judge: Callable[[Path], Mapping[str, Any]],
+    memory: MemoryLog,
+) -> dict[str, Any]:
+    """Let a model be folded tensor by tensor, have the folder judged, add its record; return the record as written.
+
+    `write` gets what is to be called with the folder before it appears under its name.
+    """
     from quantkit.backends.bitsandbytes import quiet
-    from quantkit.merging.stream import merge_streaming
     from quantkit.saving import finish_written
 
-    job, memory, config = merging.job, merging.memory, merging.job.config
     written: dict[str, Any] = {}
-
     stage = ExitStack()
 
     def finish(folder: Path, merged: "Merged") -> None:
         stage.close()
-        record = _record(merging).to_dict()
-        record["verification"] = {**record["verification"], "merge": merged.to_dict()}
-        written.update(finish_written(folder, record, verify=_verify(merging, record)))
+        said = record().to_dict()
+        said["verification"] = {**said["verification"], "merge": merged.to_dict()}
+        written.update(finish_written(folder, said, verify=_with_memory(judge, said, memory)))
 
     quiet()
     with stage:
         stage.enter_context(memory.stage("merge"))
+        write(finish)
+    return written
+
+
+def _streamed(merging: Merging) -> dict[str, Any]:
+    """Fold one tensor at a time; nothing but the report ever loads a model."""
+    from quantkit.merging.stream import merge_streaming
+
+    job, config = merging.job, merging.job.config
+
+    def write(finish: Any) -> None:
         merge_streaming(
             job.into,
             job.opened.source.path,
@@ -124,7 +140,8 @@ def _streamed(merging: Merging) -> dict[str, Any]:
             overwrite=config.overwrite,
             finish=finish,
         )
-    return written
+
+    return written_by(write, lambda: _record(merging), lambda folder: compare(merging, folder), merging.memory)
 
 
 def _requantized(merging: Merging, tokenizer: Any) -> dict[str, Any]:
@@ -149,19 +166,21 @@ def _requantized(merging: Merging, tokenizer: Any) -> dict[str, Any]:
         model=store_dense_as(model, job.dtype),
         tokenizer=tokenizer,
         record=record,
-        verify=_verify(merging, record),
+        verify=_with_memory(lambda folder: compare(merging, folder), record, memory),
         overwrite=job.config.overwrite,
     )
     remove_work(job.work)
     return written
 
 
-def _verify(merging: Merging, record: Mapping[str, Any]) -> Callable[[Path], dict[str, Any]]:
+def _with_memory(
+    judge: Callable[[Path], Mapping[str, Any]], record: Mapping[str, Any], memory: MemoryLog
+) -> Callable[[Path], Mapping[str, Any]]:
     """Return what judges a written folder and then adds the stages' memory to `record`; what is written shares the mapping."""
 
-    def verify(folder: Path) -> dict[str, Any]:
-        found = compare(merging, folder)
-        record["memory"].update(merging.memory.to_dict())
+    def verify(folder: Path) -> Mapping[str, Any]:
+        found = judge(folder)
+        record["memory"].update(memory.to_dict())
         return found
 
     return verify

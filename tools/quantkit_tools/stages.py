@@ -134,8 +134,8 @@ def save(
     record: ArtifactRecord,
     *,
     methods: Methods,
-    reference: Reference | None,
     rows: ReportRows,
+    reference: Reference | None = None,
 ) -> dict[str, Any]:
     """Cast to what is to be stored, write, load again with plain transformers, compare, and only then rename into place.
 
@@ -162,9 +162,13 @@ def save(
         run.target, model=model, tokenizer=tokenizer, record=record.to_dict(), verify=verify, overwrite=run.config.overwrite
     )
     say(f"written and read back: {written['verification']['read_back']}")
+    return written
+
+
+def clear_checkpoints(run: RunPlan) -> None:
+    """Remove the checkpoints of a run whose artifact stands, unless it was to write some."""
     if run.checkpoints.exists() and not run.config.save_steps:
         remove_folder(run.checkpoints)
-    return written
 
 
 def _reload(
@@ -174,16 +178,7 @@ def _reload(
 
     trust = run.config.trust_remote_code
     if reference is not None:
-        check = MergeCheck(
-            policy=run.merge_policy,
-            recipe=run.plan,
-            stored=run.stored,
-            reference=reference,
-            rows=rows,
-            device=run.device,
-            max_lost_gain=MergeCheck.default_limit(run.merge_policy),
-            trust_remote_code=trust,
-        )
+        check = MergeCheck.of_run(run, reference, rows)
         found, observed = check_merged(folder, check, methods)
         logits = None if observed is None else observed.logits
     else:
@@ -211,7 +206,7 @@ def make_record(
     data: "PreparedData | None",
     training: "TrainingResult | None",
     memory: MemoryLog,
-    verification: dict[str, Any],
+    verification: dict[str, Any] | None = None,
 ) -> ArtifactRecord:
     """Put together what `quantization_metadata.json` will say."""
     config = run.config
@@ -236,7 +231,7 @@ def make_record(
         data=facts,
         memory=memory.to_dict(),
         environment=describe_environment(run.device),
-        verification=verification,
+        verification=verification or {},
     )
 
 

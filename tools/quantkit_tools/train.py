@@ -2,20 +2,18 @@
 
 import sys
 from contextlib import ExitStack
-from typing import Any
 
 from quantkit import console
 from quantkit.config import RunConfig
 from quantkit.files import making
 from quantkit.memory import MemoryLog
-from quantkit.merging.report import observe_reference
 from quantkit.methods import installed_methods
 from quantkit.processes import INTERRUPTED, Processes, together
 from quantkit_tools import stages
 from quantkit_tools.disk_room import require_disk
 from quantkit_tools.flags import parse_train_flags
 from quantkit_tools.foresight import foresee, require_room, telling_what_fits
-from quantkit_tools.merge_in_run import merge_adapters
+from quantkit_tools.merge_in_run import RunEnd
 from quantkit_tools.planning import announce, plan_run
 from quantkit_tools.quantized_base import with_quantized_base
 from quantkit_tools.quantizing import report_gate
@@ -63,8 +61,7 @@ def _run(config: RunConfig, processes: Processes, held: ExitStack, *, dry_run: b
         require_disk(plan, foresight.forecast)
     with memory.stage("load"):
         model = stages.load_trainable(plan, methods)
-    result, reference = None, None
-    verification: dict[str, Any] = {}
+    result = None
     rows = stages.compared_rows(plan, data, tokenizer)
     if data is not None:
         with memory.stage("train"), telling_what_fits(foresight):
@@ -77,13 +74,16 @@ def _run(config: RunConfig, processes: Processes, held: ExitStack, *, dry_run: b
     if not processes.first:
         del model
         return processes.follow()
-    if plan.merges and data is not None:
-        with memory.stage("merge"):
-            reference = observe_reference(model, rows)
-            model, verification = merge_adapters(plan.held_whole(), model, methods, reference=reference, rows=rows, data=data)
-    with memory.stage("save"):
-        record = stages.make_record(plan, data=data, training=result, memory=memory, verification=verification)
-        written = stages.save(plan.held_whole(), model, tokenizer, record, methods=methods, reference=reference, rows=rows)
+    if plan.merges and data is not None and result is not None:
+        ending = RunEnd(plan, data, rows, result, tokenizer, memory, methods)
+        models = [model]
+        del model
+        written = ending.merge(models)
+    else:
+        with memory.stage("save"):
+            record = stages.make_record(plan, data=data, training=result, memory=memory)
+            written = stages.save(plan.held_whole(), model, tokenizer, record, methods=methods, rows=rows)
+    stages.clear_checkpoints(plan)
     stages.report(plan, result, memory)
     code = report_gate(written) if plan.merges else 0
     if json:
