@@ -9,8 +9,8 @@ together.
 
 import math
 import random
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 from quantkit.errors import UsageError
 from quantkit.fidelity import Fidelity, compare_logits, probe_logits
@@ -74,6 +74,10 @@ class Reference:
     base: Observed
     dtype: str
     """Data type that they computed in."""
+
+    def of_losses(self) -> Self:
+        """Return what judging a merge needs: of the base its loss, without its logits."""
+        return replace(self, base=replace(self.base, logits=self.base.logits[:0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

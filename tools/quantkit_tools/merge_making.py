@@ -69,7 +69,7 @@ def compare(merging: Merging, folder: Path) -> dict[str, Any]:
     trust = job.config.trust_remote_code
     with merging.memory.stage("observe adapter"):
         model = load_source(job.opened.source, methods, device=job.device, trust_remote_code=trust)
-        reference = observe_reference(model, merging.rows)
+        reference = observe_reference(model, merging.rows).of_losses()
         del model
         gc.collect()
     check = MergeCheck(
