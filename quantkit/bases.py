@@ -10,6 +10,9 @@ from typing import Any
 
 from quantkit.files import read_json
 
+READ_HERE = ("compressed-tensors", "bitsandbytes", "torchao", "gptq", "awq", "fp8")
+"""Formats of stored bases for which no plugin is asked."""
+
 
 def stored_format(path: str) -> str | None:
     """Return the quantization format of a local folder as its configuration names it; None: dense, or no local folder."""

@@ -22,9 +22,16 @@ GROUP = "quantkit"
 SHIPPED = "quantkit_plugins."
 """What the entry points of quantkit's own plugins begin with."""
 DISABLE_VARIABLE = "QUANTKIT_DISABLE_PLUGINS"
-DISPATCHED = ("build_quantization_plan", "load_kwargs", "quantize_model", "prepare_model", "post_train_merge")
+DISPATCHED = (
+    "build_quantization_plan",
+    "load_kwargs",
+    "quantize_model",
+    "prepare_model",
+    "post_train_merge",
+    "export_model",
+)
 """Hooks that only the owner of a method implements."""
-DECLARED = ("declare_method", "declare_tasks")
+DECLARED = ("declare_method", "declare_tasks", "declare_exports")
 """Hooks that any plugin may implement."""
 
 

@@ -1,19 +1,22 @@
 """Which hooks may a plugin implement? They stand here in the order a run reaches them.
 
-`declare_method` and `declare_tasks` are asked of every plugin. The others are dispatched to the plugin that owns the method
-of the plan: an implementation needs no guard at its top. A plugin that declares no method may only wrap
-(`@hookimpl(wrapper=True)`) and declare tasks. Models are `transformers.PreTrainedModel`; they are annotated `Any` so that
+Those that begin with `declare` are asked of every plugin. The others are dispatched to the plugin that owns the method of the
+plan: an implementation needs no guard at its top. A plugin that declares no method may only wrap (`@hookimpl(wrapper=True)`)
+and declare tasks. Models are `transformers.PreTrainedModel`; they are annotated `Any` so that
 reading the hooks imports no torch.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from quantkit.calibration import Calibration, QuantizationWork
 from quantkit.evaluation.tasks.base import Task
 from quantkit.plan import MethodInfo, PlanContext, QuantizationPlan
+
+if TYPE_CHECKING:
+    from quantkit.exporting.answers import Row
 
 hookspec = pluggy.HookspecMarker("quantkit")
 hookimpl = pluggy.HookimplMarker("quantkit")
@@ -27,6 +30,11 @@ def declare_method() -> MethodInfo:  # type: ignore[empty-body]
 @hookspec
 def declare_tasks() -> Sequence[type[Task]]:  # type: ignore[empty-body]
     """Name further kinds of evaluation task, words of `quantkit evaluate --task`; import nothing heavy."""
+
+
+@hookspec
+def declare_exports() -> Mapping[str, "Row"]:  # type: ignore[empty-body]
+    """Say what `quantkit export` can make of storage kinds that are the method's own; import nothing heavy."""
 
 
 @hookspec(firstresult=True)
@@ -58,4 +66,12 @@ def post_train_merge(plan: QuantizationPlan, model: Any) -> Any:
     """Fold the adapters of a `peft.PeftModel` into its base and return a dense `PreTrainedModel` without adapters.
 
     The base to fold into is the one the adapters were trained against: quantized weights are dequantized first.
+    """
+
+
+@hookspec(firstresult=True)
+def export_model(plan: QuantizationPlan, model: Any, target: str) -> Any:
+    """Put a loaded model's weights into another storage format in place; return it in the form that `save_pretrained` writes.
+
+    Asked where the method's row in `declare_exports` names the step `plugin`; `target` is a key of that row.
     """

@@ -115,10 +115,21 @@ class Methods(Plugins):
 
     def declared_tasks(self) -> list[tuple[Source, Any]]:
         """Return what each plugin that implements `declare_tasks` answers, or the exception it raises; nothing is checked."""
+        return self._declared_by_each("declare_tasks")
+
+    def declared_exports(self) -> list[tuple[Source, Any]]:
+        """Return what each plugin that implements `declare_exports` answers, or the exception it raises; nothing is checked."""
+        return self._declared_by_each("declare_exports")
+
+    def implements(self, name: str, hook: str) -> bool:
+        """Whether the owner of a method implements a hook."""
+        return hasattr(self._owners[self.info(name).name], hook)
+
+    def _declared_by_each(self, hook: str) -> list[tuple[Source, Any]]:
         answers: list[tuple[Source, Any]] = []
         for plugin, source in self._registered:
             others = [other for other in self._manager.get_plugins() if other is not plugin]
-            caller = self._manager.subset_hook_caller("declare_tasks", remove_plugins=others)
+            caller = self._manager.subset_hook_caller(hook, remove_plugins=others)
             if caller.get_hookimpls():
                 try:
                     answers += [(source, answer) for answer in caller()]
@@ -158,6 +169,10 @@ class Methods(Plugins):
     def post_train_merge(self, plan: QuantizationPlan, model: Any) -> Any:
         """Fold adapters into the (dequantized) base they were trained on and return the dense model."""
         return self._model_hook("post_train_merge", plan, model)
+
+    def export_model(self, plan: QuantizationPlan, model: Any, target: str) -> Any:
+        """Put a loaded model of the method's own storage format into that of a target (`quantkit.exporting`)."""
+        return self._model_hook("export_model", plan, model, target=target)
 
     def _model_hook(self, hook: str, plan: QuantizationPlan, model: Any, **more: Any) -> Any:
         from torch import nn

@@ -6,8 +6,7 @@ the spec. `AutoModelForCausalLM.from_pretrained` alone initializes missing weigh
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +17,12 @@ from quantkit.adapters import (
     recommend_rank,
     resolve_targets,
 )
-from quantkit.bases import as_stored, stored_format, stored_kwargs, with_packed_layers
+from quantkit.bases import READ_HERE, as_stored, stored_format, stored_kwargs, with_packed_layers
 from quantkit.calibration import Calibration, QuantizationWork
+from quantkit.computing import compute_in
 from quantkit.environment import quiet_libraries
-from quantkit.errors import QuantkitError, UsageError, VerificationError
-from quantkit.headers import check_folder
+from quantkit.errors import UsageError, VerificationError
+from quantkit.hub import fetch, one_line, refuse_missing_folder
 from quantkit.layers import linear_layers
 from quantkit.measure import MEASURED, check_model, loaded_spec
 from quantkit.methods import Methods
@@ -38,7 +38,9 @@ __all__ = [
     "load_base",
     "load_source",
     "load_tokenizer",
+    "one_line",
     "recommend_rank",
+    "refuse_missing_folder",
     "resolve_compute_dtype",
     "resolve_device",
     "resolve_targets",
@@ -144,8 +146,9 @@ def load_base(
         UsageError: the folder or hub id holds no loadable model, or the method wants calibration data and has none.
         VerificationError: weights are missing, or the model in memory is not what the plan's spec says.
     """
-    stored = stored_format(path) is not None
-    extra = stored_kwargs(path) if stored else methods.load_kwargs(plan)
+    stored = stored_format(path)
+    asked = stored is None or (stored == plan.spec.format and stored not in READ_HERE)
+    extra = methods.load_kwargs(plan) if asked else stored_kwargs(path)
     extra["device_map"] = placement(device_map, device)
     model = _load(path, dtype=plan.compute_dtype, device=device, revision=revision, trust=trust_remote_code, extra=extra)
     check_placed(model, device)
@@ -153,8 +156,13 @@ def load_base(
     return _settled(model, loaded_spec(plan), path)
 
 
-def load_source(source: ModelSource, methods: Methods, *, device: str, trust_remote_code: bool = False) -> Any:
+def load_source(
+    source: ModelSource, methods: Methods, *, device: str, trust_remote_code: bool = False, compute_dtype: str | None = None
+) -> Any:
     """Return what a `ModelSource` describes: an adapter comes on exactly the base it was trained on, as a `PeftModel`.
+
+    It computes in the data type it is stored in, or its recipe names, unless `compute_dtype` says another one
+    (`quantkit.computing`).
 
     Raises:
         UsageError: a folder or hub id holds no loadable model or adapter.
@@ -174,6 +182,8 @@ def load_source(source: ModelSource, methods: Methods, *, device: str, trust_rem
         model = _load(path, dtype=dtype, trust=trust_remote_code, extra=extra, **load)
         model = as_stored(model, path, dtype) if adapted else with_packed_layers(model, path)
         model = _settled(model, source.spec, path)
+    if compute_dtype is not None:
+        model = compute_in(model, compute_dtype, device)
     return model if source.kind == "model" else _with_adapter(model, source.path)
 
 
@@ -232,10 +242,7 @@ def _with_adapter(model: Any, path: str) -> Any:
     refuse_missing_folder(path)
     folder = Path(path)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        with one_line(path, "adapter"):
-            folder = Path(snapshot_download(path, allow_patterns=["adapter_config.json", "adapter_model.safetensors"]))
+        folder = fetch(path, patterns=["adapter_config.json", "adapter_model.safetensors"])
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file() or not (folder / "adapter_config.json").is_file():
         raise UsageError(f"{path}: not an adapter folder; adapter_config.json and adapter_model.safetensors are needed")
@@ -245,16 +252,6 @@ def _with_adapter(model: Any, path: str) -> Any:
         model = PeftModel.from_pretrained(model, folder, is_trainable=False, autocast_adapter_dtype=True)
     check_adapter_tensors(stored, set(get_peft_model_state_dict(model)), where=path)
     return model.eval()
-
-
-def refuse_missing_folder(path: str) -> None:
-    """Refuse what is meant as a local folder and is none, and a folder with links that lead out of it; hub ids pass."""
-    if (folder := Path(path).expanduser()).is_dir():
-        check_folder(folder)
-    elif Path(path).is_file():
-        raise UsageError(f"{path}: a file; a model is a folder with config.json, or a hub id")
-    elif path.startswith(("/", "./", "../", "~", ".\\")) or path.count("/") > 1 or "\\" in path or path.endswith("/"):
-        raise UsageError(f"{path}: no such folder; it looks like a local path, so it was not looked for on the hub")
 
 
 def _refuse_unreadable(folder: Path) -> None:
@@ -271,30 +268,3 @@ def _refuse_unreadable(folder: Path) -> None:
                 f"{folder}: weights are pickled ({pickles[0]}), which can run code when read; convert them to safetensors"
             )
         raise UsageError(f"{folder}: no *.safetensors weights in it")
-
-
-@contextmanager
-def one_line(path: str, what: str) -> Iterator[None]:
-    """Turn the libraries' loading errors into one line, and keep their progress bars quiet."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    except QuantkitError:
-        raise
-    except Exception as error:  # libraries raise all there is on files that are not what they expect
-        if isinstance(error, OSError) and not Path(path).exists():
-            raise UsageError(
-                f"{path}: no such folder, and the hub gave no {what} of this name ({_first_line(error)}); check the spelling,"
-                " the network and HF_HUB_OFFLINE"
-            ) from error
-        raise UsageError(f"{path}: the {what} cannot be loaded: {type(error).__name__}: {_first_line(error)}") from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, 
 import pytest
 
 from quantkit.calibration import Calibration
+from quantkit.exporting import known_rows
 from quantkit.methods import Methods, installed_methods, require_usable
 from quantkit.plan import AdapterPlan, MethodInfo, PeftKind, PlanContext, QuantizationPlan, Stage
 
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 """Packages that declaring a method and planning must not import."""
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "plus", "minus", "is", "and", ".", "?"]
-ROWS = 3
-TOKENS = 24
+ROWS, TOKENS = 3, 24
 
 DECLARE = """
 import sys
@@ -166,6 +166,16 @@ class MethodContract:
             after = reload_logits(tmp_path / stage, tmp_path / "logits")
             assert _gap(before, after) <= self.reload_tolerance, f"stage {stage}: plain transformers computes something else"
 
+    def test_what_it_exports_is_what_it_declares(self, methods: Methods, info: MethodInfo, base: Path, tmp_path: Path) -> None:
+        rows = known_rows(methods)
+        assert not [reason for reason in rows.broken if reason.startswith(str(methods.source(self.method)))]
+        for target, answer in rows.rewritten_by(info.name).items():
+            plan = self.plan(methods, Stage.TRAINED if Stage.TRAINED in info.stages else Stage.BASE)
+            before = logits(model := load(methods, plan, base))
+            methods.export_model(plan, model, target).save_pretrained(folder := tmp_path / target)
+            gap = _gap(before, reload_logits(folder, tmp_path / "logits"))
+            assert answer.outcome != "exact" or gap <= self.reload_tolerance, f"{target}: exact, but logits moved by {gap:.2g}"
+
     def adapter_kinds(self, info: MethodInfo) -> list[PeftKind]:
         """Return the PEFT kinds to train; the test is skipped for a method that works on finished models only."""
         if Stage.BASE not in info.stages:
@@ -218,9 +228,13 @@ def logits(model: Any) -> "Tensor":
 
 
 def reload_logits(folder: Path, scratch: Path) -> "Tensor":
-    """Return the logits that plain transformers gives for a folder, in a process where quantkit cannot be imported."""
+    """Return a folder's logits by plain transformers in a process without quantkit; of GPTQ and AWQ folders by our reader."""
     from safetensors.torch import load_file, save_file
 
+    from quantkit.backends.packed_checkpoints import is_packed_checkpoint, load_packed_checkpoint
+
+    if is_packed_checkpoint(folder):
+        return logits(load_packed_checkpoint(folder, dtype="auto", device="cpu", trust_remote_code=False)[0])
     scratch.mkdir(exist_ok=True)
     save_file({"rows": sample_rows()}, scratch / "rows.safetensors")
     names = [str(folder), str(scratch / "rows.safetensors"), str(scratch / "logits.safetensors")]

@@ -8,28 +8,24 @@ was killed, and writes its own format.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, Stage, UsageError, hookimpl
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, Stage, UsageError, hookimpl, shared_hooks
 from quantkit.calibration import Calibration, QuantizationWork
+from quantkit.integer_plans import IntegerOptions, integer_plan
 
 if TYPE_CHECKING:
     import torch
 
+    from quantkit.exporting.answers import Row
     from quantkit.numerics.capture import Block
     from quantkit.numerics.grids import QuantizedWeight
 
 
 @dataclass(frozen=True)
-class AutoRoundOptions:
+class AutoRoundOptions(IntegerOptions):
     """Settings of AutoRound."""
 
-    weights_bits: Literal[2, 3, 4, 8] = 4
-    """Bits of one weight."""
-    group_size: int = 128
-    """Input columns that share one scale; -1: one scale per output row."""
-    symmetric: bool = True
-    """Grid without zero points; false: each group has one, at a cost of as many bits as a weight."""
     iterations: int = 200
     """Steps for each block."""
     batch_size: int = 8
@@ -41,12 +37,10 @@ class AutoRoundOptions:
     seed: int = 0
     """Decides the order of the rows."""
 
+    at_least_one: ClassVar = ("iterations", "batch_size")
+
     def __post_init__(self) -> None:
-        if self.group_size != -1 and self.group_size < 1:
-            raise UsageError(f"group_size is {self.group_size}; it must be a number of columns, or -1 for the whole row")
-        for name in ("iterations", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        super().__post_init__()
         if self.rounding_learning_rate is not None and not 0 < self.rounding_learning_rate <= 1:
             raise UsageError(f"rounding_learning_rate is {self.rounding_learning_rate}; it must be above 0 and at most 1")
 
@@ -67,20 +61,8 @@ def declare_method() -> MethodInfo:
 
 @hookimpl
 def build_quantization_plan(options: AutoRoundOptions, context: PlanContext) -> QuantizationPlan:
-    """Plan integer weights in groups; the head stays dense. An asymmetric grid carries the tag `asym`."""
-    from quantkit.backends.vllm_rules import check_servable
-
-    spec = QuantizationSpec(
-        method="AutoRound",
-        weights_bits=options.weights_bits,
-        weights_dtype=f"int{options.weights_bits}",
-        format="compressed-tensors",
-        group_size=options.group_size,
-        symmetric=options.symmetric,
-        lm_head_dtype=context.head_dtype,
-        tags=() if options.symmetric else ("asym",),
-    )
-    return context.plan(spec, options, notes=check_servable(spec, context.model_config))
+    """Plan integer weights in groups; the head stays dense."""
+    return integer_plan("AutoRound", options, context)
 
 
 @hookimpl
@@ -99,19 +81,25 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
 
 
 @hookimpl
-def prepare_model(model: Any) -> Any:
-    """Unpack the layers, so that gradients pass, and freeze the base."""
-    from quantkit.quantizing import prepare_for_training
+def declare_exports() -> "dict[str, Row]":
+    """Say what becomes of checkpoints in the library's own format, which it also writes others instead of."""
+    from quantkit.exporting.answers import Row, as_it_is, route
 
-    return prepare_for_training(model)
+    again = "Quantize the 16-bit model once more with auto-round, which writes this format itself (`--format {}`)."
+    others = {"gguf": "gguf:q4_k_m", "awq": "auto_awq", "gptq": "auto_gptq", "compressed-tensors": "llm_compressor"}
+    load = "Load it with transformers and auto-round, and save the dequantized weights."
+    served = "vLLM reads it; its reader is proposed for removal."
+    answers = {
+        "transformers": as_it_is("transformers reads it with auto-round.", "transformers 5.23", "auto-round"),
+        "dense": route("exact", load, "auto-round 0.16"),
+        "vllm": as_it_is(served, "https://github.com/vllm-project/vllm/issues/30136"),
+        **{target: route("lossy", again.format(word), "auto-round 0.16") for target, word in others.items()},
+    }
+    return {"auto-round": Row(title="AutoRound's own format", answers=answers)}
 
 
-@hookimpl
-def post_train_merge(model: Any) -> Any:
-    """Fold the adapters into the dequantized base; the result is float32."""
-    from quantkit.merging import fold_adapters
-
-    return fold_adapters(model)
+prepare_model = shared_hooks.prepare_unpacked
+post_train_merge = shared_hooks.fold_into_dense
 
 
 def learn_rounding(

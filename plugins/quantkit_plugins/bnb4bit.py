@@ -5,10 +5,9 @@ rows instead of to the nearest value) name what differs.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, hookimpl
-from quantkit.calibration import Calibration, QuantizationWork
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, hookimpl, shared_hooks
 
 
 @dataclass(frozen=True)
@@ -56,35 +55,7 @@ def build_quantization_plan(options: Bnb4BitOptions, context: PlanContext) -> Qu
     return context.plan(spec, options)
 
 
-@hookimpl
-def load_kwargs(plan: QuantizationPlan) -> dict[str, Any]:
-    """Ask transformers to quantize while loading; a base to be calibrated is loaded dense."""
-    from quantkit.backends import bitsandbytes
-
-    return {} if plan.options["calibrated"] else bitsandbytes.load_kwargs_4bit(plan)
-
-
-@hookimpl
-def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration | None, work: QuantizationWork) -> Any:
-    """Round a dense base with calibration; without, return the model as it is: it was quantized while loading."""
-    if not plan.options["calibrated"]:
-        return model
-    from quantkit.backends.calibrated_4bit import quantize_calibrated
-
-    return quantize_calibrated(plan, model, calibration, work)
-
-
-@hookimpl
-def prepare_model(model: Any) -> Any:
-    """Freeze the base and keep bitsandbytes from repacking it."""
-    from quantkit.backends import bitsandbytes
-
-    return bitsandbytes.prepare_for_training(model)
-
-
-@hookimpl
-def post_train_merge(model: Any) -> Any:
-    """Fold the adapters into the dequantized base; the result is float32."""
-    from quantkit.merging import fold_adapters
-
-    return fold_adapters(model)
+load_kwargs = shared_hooks.load_4bit
+quantize_model = shared_hooks.calibrate_4bit
+prepare_model = shared_hooks.prepare_bitsandbytes
+post_train_merge = shared_hooks.fold_into_dense

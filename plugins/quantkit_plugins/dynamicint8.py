@@ -5,13 +5,15 @@ floating point; vLLM multiplies the integers, and so does `quantkit.backends.int
 int8 layers load plainly and multiply integers at once, but around each product they do so much else that they were slower
 than dense ones (`benchmarks/int8_cpu.py`), and they hand adapters no gradients. Without calibration; SmoothQuant is the same
 format after large activation channels were scaled down.
+
+The weights are those of RTN with weights_bits 8, group_size -1 and activations_bits 8, rounded by the same hook. It is a method
+of its own for its name: what makes a CPU faster should not have to be put together from three options.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, Stage, hookimpl
-from quantkit.calibration import QuantizationWork
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, Stage, hookimpl, shared_hooks
+from quantkit.integer_plans import integer_plan
 
 
 @dataclass(frozen=True)
@@ -33,51 +35,11 @@ def declare_method() -> MethodInfo:
 
 
 @hookimpl
-def build_quantization_plan(context: PlanContext) -> QuantizationPlan:
+def build_quantization_plan(options: DynamicInt8Options, context: PlanContext) -> QuantizationPlan:
     """Plan W8A8: int8 weights with one scale per row, activations rounded per token; the head stays dense."""
-    return QuantizationPlan(
-        method="DynamicINT8",
-        stage=context.stage,
-        spec=QuantizationSpec(
-            method="DynamicINT8",
-            weights_bits=8,
-            weights_dtype="int8",
-            format="compressed-tensors",
-            group_size=-1,
-            symmetric=True,
-            activations_bits=8,
-            lm_head_dtype=context.head_dtype,
-        ),
-        adapter=context.adapter,
-        compute_dtype=context.compute_dtype,
-    )
+    return integer_plan("DynamicINT8", options, context, weights_bits=8, group_size=-1, symmetric=True, activations_bits=8)
 
 
-@hookimpl
-def quantize_model(plan: QuantizationPlan, model: Any, work: QuantizationWork) -> Any:
-    """Round every linear layer but the head, block by block."""
-    from quantkit.numerics.grids import QuantizedWeight, quantize
-    from quantkit.quantizing import solve_weights, store_in_format, uniform_grid
-
-    grid = uniform_grid(plan.spec, model.dtype)
-
-    def solve(name: str, linear: Any) -> QuantizedWeight:
-        return quantize(linear.weight.data.to(work.device), grid, layer=name)
-
-    return store_in_format(plan, model, solve_weights(plan, model, work, solve, grid=grid))
-
-
-@hookimpl
-def prepare_model(model: Any) -> Any:
-    """Unpack the layers, so that gradients pass, and freeze the base."""
-    from quantkit.quantizing import prepare_for_training
-
-    return prepare_for_training(model)
-
-
-@hookimpl
-def post_train_merge(model: Any) -> Any:
-    """Fold the adapters into the dequantized base; the result is float32 and rounds no activations."""
-    from quantkit.merging import fold_adapters
-
-    return fold_adapters(model)
+quantize_model = shared_hooks.round_to_nearest
+prepare_model = shared_hooks.prepare_unpacked
+post_train_merge = shared_hooks.fold_into_dense

@@ -8,7 +8,7 @@ own data type with the same numbers.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, Stage, hookimpl
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, Stage, hookimpl, shared_hooks
 from quantkit.calibration import QuantizationWork
 
 
@@ -62,17 +62,5 @@ def quantize_model(plan: QuantizationPlan, model: Any, work: QuantizationWork) -
     return store_in_format(plan, model, solve_weights(plan, model, work, solve, grid=Float8Grid(model.dtype)))
 
 
-@hookimpl
-def prepare_model(model: Any) -> Any:
-    """Unpack the layers, so that gradients pass, and freeze the base."""
-    from quantkit.quantizing import prepare_for_training
-
-    return prepare_for_training(model)
-
-
-@hookimpl
-def post_train_merge(model: Any) -> Any:
-    """Fold the adapters into the dequantized base; the result is float32."""
-    from quantkit.merging import fold_adapters
-
-    return fold_adapters(model)
+prepare_model = shared_hooks.prepare_unpacked
+post_train_merge = shared_hooks.fold_into_dense

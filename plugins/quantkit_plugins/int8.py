@@ -16,6 +16,7 @@ from quantkit import (
     Stage,
     UsageError,
     hookimpl,
+    shared_hooks,
 )
 
 
@@ -74,17 +75,5 @@ def quantize_model(model: Any) -> Any:
     return model
 
 
-@hookimpl
-def prepare_model(model: Any) -> Any:
-    """Freeze the base."""
-    from quantkit.backends import bitsandbytes
-
-    return bitsandbytes.prepare_for_training(model)
-
-
-@hookimpl
-def post_train_merge(model: Any) -> Any:
-    """Fold the adapters into the dequantized base; the result is float32."""
-    from quantkit.merging import fold_adapters
-
-    return fold_adapters(model)
+prepare_model = shared_hooks.prepare_bitsandbytes
+post_train_merge = shared_hooks.fold_into_dense

@@ -6,7 +6,7 @@ The base is loaded in the compute data type; with NoPeft all of its weights are 
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, hookimpl
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, hookimpl, shared_hooks
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,7 @@ def declare_method() -> MethodInfo:
 @hookimpl
 def build_quantization_plan(context: PlanContext) -> QuantizationPlan:
     """Plan a base that is stored dense."""
-    return QuantizationPlan(
-        method=QuantMethod.NO_QUANT,
-        stage=context.stage,
-        spec=QuantizationSpec.dense(context.dense_dtype, lm_head_dtype=context.head_dtype),
-        adapter=context.adapter,
-        compute_dtype=context.compute_dtype,
-    )
+    return context.plan(QuantizationSpec.dense(context.dense_dtype, lm_head_dtype=context.head_dtype), NoQuantOptions())
 
 
 @hookimpl
@@ -57,9 +51,4 @@ def prepare_model(plan: QuantizationPlan, model: Any) -> Any:
     return model
 
 
-@hookimpl
-def post_train_merge(model: Any) -> Any:
-    """Fold the adapters in; the result is float32."""
-    from quantkit.merging import fold_adapters
-
-    return fold_adapters(model)
+post_train_merge = shared_hooks.fold_into_dense

@@ -5,11 +5,10 @@ goes through BNB4BIT. What may be chosen is how the base is rounded: to the near
 calibration rows (tag `cal`), which leaves a better base to train on in the same format.
 """
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, hookimpl
-from quantkit.calibration import Calibration, QuantizationWork
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, hookimpl, shared_hooks
 
 
 @dataclass(frozen=True)
@@ -39,60 +38,23 @@ def declare_method() -> MethodInfo:
 @hookimpl
 def build_quantization_plan(options: QloraOptions, context: PlanContext) -> QuantizationPlan:
     """Plan an NF4 base with double quantization; DoRa and VeRa become LoRa, with a note."""
-    adapter = context.adapter
-    notes: tuple[str, ...] = ()
-    if adapter.kind in ("DoRa", "VeRa"):
-        notes = (f"QLORA trains LoRa adapters, not {adapter.kind}; for {adapter.kind} on a 4-bit base use BNB4BIT.",)
-        adapter = replace(adapter, kind="LoRa")
-    return QuantizationPlan(
+    spec = QuantizationSpec(
         method=QuantMethod.QLORA,
-        stage=context.stage,
-        spec=QuantizationSpec(
-            method=QuantMethod.QLORA,
-            weights_bits=4,
-            weights_dtype="nf4",
-            format="bitsandbytes",
-            double_quant=True,
-            lm_head_dtype=context.head_dtype,
-            tags=("cal",) if options.calibrated else (),
-        ),
-        adapter=adapter,
-        options=asdict(options),
-        compute_dtype=context.compute_dtype,
-        optim="paged_adamw_32bit" if context.device == "cuda" else None,
-        notes=notes,
+        weights_bits=4,
+        weights_dtype="nf4",
+        format="bitsandbytes",
+        double_quant=True,
+        lm_head_dtype=context.head_dtype,
+        tags=("cal",) if options.calibrated else (),
     )
+    plan = context.plan(spec, options).with_changes(optim="paged_adamw_32bit" if context.device == "cuda" else None)
+    if (kind := context.adapter.kind) not in ("DoRa", "VeRa"):
+        return plan
+    note = f"QLORA trains LoRa adapters, not {kind}; for {kind} on a 4-bit base use BNB4BIT."
+    return plan.with_changes(adapter=replace(context.adapter, kind="LoRa"), notes=(note,))
 
 
-@hookimpl
-def load_kwargs(plan: QuantizationPlan) -> dict[str, Any]:
-    """Ask transformers to quantize while loading; a base to be calibrated is loaded dense."""
-    from quantkit.backends import bitsandbytes
-
-    return {} if plan.options["calibrated"] else bitsandbytes.load_kwargs_4bit(plan)
-
-
-@hookimpl
-def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration | None, work: QuantizationWork) -> Any:
-    """Round a dense base with calibration; without, return the model as it is: it was quantized while loading."""
-    if not plan.options["calibrated"]:
-        return model
-    from quantkit.backends.calibrated_4bit import quantize_calibrated
-
-    return quantize_calibrated(plan, model, calibration, work)
-
-
-@hookimpl
-def prepare_model(model: Any) -> Any:
-    """Freeze the base and keep bitsandbytes from repacking it."""
-    from quantkit.backends import bitsandbytes
-
-    return bitsandbytes.prepare_for_training(model)
-
-
-@hookimpl
-def post_train_merge(model: Any) -> Any:
-    """Fold the adapters into the dequantized base; the result is float32."""
-    from quantkit.merging import fold_adapters
-
-    return fold_adapters(model)
+load_kwargs = shared_hooks.load_4bit
+quantize_model = shared_hooks.calibrate_4bit
+prepare_model = shared_hooks.prepare_bitsandbytes
+post_train_merge = shared_hooks.fold_into_dense

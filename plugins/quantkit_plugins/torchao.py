@@ -7,8 +7,9 @@ called after the library and imports it in its hooks only.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, Stage, UsageError, hookimpl
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, Stage, hookimpl, shared_hooks
 from quantkit.calibration import QuantizationWork
+from quantkit.integer_plans import check_group_size
 
 IN_BYTES = "torchao stores each 4-bit code in a byte: the checkpoint is as large as with weights_bits 8."
 GROUP_SIZE_4BIT = 64
@@ -24,8 +25,7 @@ class TorchaoOptions:
     """Input columns that share one scale; -1: one scale per output row; none: -1 with 8 bits, 64 with 4."""
 
     def __post_init__(self) -> None:
-        if self.group_size is not None and self.group_size != -1 and self.group_size < 1:
-            raise UsageError(f"group_size is {self.group_size}; it must be a number of columns, or -1 for the whole row")
+        check_group_size(self.group_size)
 
 
 @hookimpl
@@ -88,9 +88,4 @@ def prepare_model(model: Any) -> Any:
     return model.requires_grad_(False)
 
 
-@hookimpl
-def post_train_merge(model: Any) -> Any:
-    """Fold the adapters into the dequantized base; the result is float32."""
-    from quantkit.merging import fold_adapters
-
-    return fold_adapters(model)
+post_train_merge = shared_hooks.fold_into_dense

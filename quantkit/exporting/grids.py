@@ -48,8 +48,7 @@ def repack_model(model: Any, layers: "Mapping[str, QuantizedWeight]", target: st
         dense.weight = nn.Parameter(quantized.dequantize(), requires_grad=False)
         dense.register_parameter("bias", module.bias)
         model.set_submodule(name, dense)
-    for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
-        model.__dict__.pop(attribute, None)
+    _forget_quantizer(model)
     if target == "compressed-tensors":
         return compress_model(model, layers)
     if target == "gptq":
@@ -57,6 +56,28 @@ def repack_model(model: Any, layers: "Mapping[str, QuantizedWeight]", target: st
     if any(item.zero_point is None for item in layers.values()):
         layers = {name: replace(q, zero_point=torch.zeros(q.scale.shape, dtype=torch.int8)) for name, q in layers.items()}
     return store_awq(model, layers)
+
+
+def dense_model(model: Any) -> Any:
+    """Replace every quantized layer by an ordinary one in the model's data type, in place; return it for `save_pretrained`.
+
+    Raises:
+        VerificationError: a layer's weights cannot be read.
+    """
+    from quantkit.backends import dense_layer, layer_facts
+    from quantkit.layers import linear_layers
+
+    for name, layer in linear_layers(model).items():
+        if layer_facts(layer).format != "dense":
+            model.set_submodule(name, dense_layer(layer).to(model.dtype))
+    _forget_quantizer(model)
+    model.config.__dict__.pop("quantization_config", None)
+    return model
+
+
+def _forget_quantizer(model: Any) -> None:
+    for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
+        model.__dict__.pop(attribute, None)
 
 
 def require_equal(before: "Mapping[str, QuantizedWeight]", after: "Mapping[str, QuantizedWeight]") -> int:

@@ -12,24 +12,13 @@ from typing import Any
 from quantkit.backends.vllm_rules import check_servable, check_servable_activations
 from quantkit.errors import UsageError
 from quantkit.exporting.answers import TARGETS, Answer
-from quantkit.exporting.table import TABLE
+from quantkit.exporting.rows import Rows
 from quantkit.headers import StoredWeights
 from quantkit.spec import DENSE_BITS, QuantizationSpec
 
 GPTQ_BITS = (2, 3, 4, 8)
 """Widths that the GPTQ layout holds in whole words."""
 ADAPTERS = {"LoRa": "lora", "DoRa": "dora", "VeRa": "vera"}
-KINDS = {
-    "bitsandbytes-4bit": "bnb-4bit",
-    "bitsandbytes-8bit": "bnb-int8",
-    "gptq": "gptq",
-    "awq": "awq",
-    "auto-round": "auto-round",
-    "hqq": "hqq",
-    "torchao": "torchao",
-    "fp8": "fp8",
-}
-"""Storage kind (`StoredWeights.kind`) to the source of the table; the others need a look at their facts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +34,13 @@ class Holding:
     """What an adapter's base holds, where that is known."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The model's `config.json`."""
+    rows: Rows = field(default_factory=Rows, repr=False)
+    """What can be exported to what; the default is quantkit's own rows."""
+
+    @property
+    def title(self) -> str:
+        """Return what the table calls such weights."""
+        return self.rows.sources[self.source]
 
     @property
     def source(self) -> str:
@@ -52,7 +48,7 @@ class Holding:
         if self.adapter is not None:
             kind = ADAPTERS.get(self.adapter, "other")
             return "lora-quantized" if kind == "lora" and self.base is not None and self.base.is_quantized else kind
-        return _source(self.stored) if self.stored is not None else "other"
+        return _source(self.stored, self.rows) if self.stored is not None else "other"
 
 
 def answer_for(holding: Holding, target: str) -> Answer:
@@ -63,9 +59,9 @@ def answer_for(holding: Holding, target: str) -> Answer:
     """
     if target not in TARGETS:
         raise UsageError(f"nothing is exported to {target!r}; known: {', '.join(TARGETS)}")
-    answer = TABLE[holding.source, target].for_artifact(holding.name)
+    answer = holding.rows.table[holding.source, target].for_artifact(holding.name)
     stored = holding.stored
-    if (differing := _differing(holding)) and answer.step in ("repack", "dequantize"):
+    if (differing := _differing(holding)) and answer.step in ("repack", "dequantize", "plugin"):
         how = f"Its layers differ: {differing}. Only uniform folders are rewritten."
         return replace(answer, outcome="no", step="route", how=how)
     if answer.step == "repack" and stored is not None:
@@ -97,7 +93,7 @@ def repacked_spec(stored: StoredWeights, target: str) -> QuantizationSpec:
     )
 
 
-def _source(stored: StoredWeights) -> str:
+def _source(stored: StoredWeights, rows: Rows) -> str:
     if stored.kind == "dense":
         return "dense"
     if stored.kind == "gguf":
@@ -107,7 +103,7 @@ def _source(stored: StoredWeights) -> str:
         if dtype.startswith("int"):
             return "ct-int" if stored.activations_bits is None else "ct-int-act"
         return "ct-float8" if dtype == "float8_e4m3fn" else "other"
-    return KINDS.get(stored.kind, "other")
+    return rows.source_of(stored.kind)
 
 
 def _differing(holding: Holding) -> str:

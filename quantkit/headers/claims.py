@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quantkit.headers.facts import DENSE, Facts
+from quantkit.headers.facts import DENSE, UNKNOWN, Facts
 
 Config = Mapping[str, Any]
 
@@ -28,12 +28,18 @@ def read_claim(config: Config) -> Facts:
     return reader(config) if reader else Facts(kinds=(_word(method),), weights_bits=_bits(config.get("bits")))
 
 
+def is_foreign(claim: Facts) -> bool:
+    """Whether a claim names a `quant_method` that is not known here, so that its tensors cannot be, either."""
+    kind = claim.kinds[0]
+    return kind not in {DENSE, UNKNOWN, *READERS} and not kind.startswith("bitsandbytes-")
+
+
 def _by_keys(config: Config) -> str:
     if "w_bit" in config or "zero_point" in config:
         return "awq"
     if "desc_act" in config or "damp_percent" in config:
         return "gptq"
-    return "unknown"
+    return UNKNOWN
 
 
 def _bitsandbytes(config: Config) -> Facts:
@@ -250,4 +256,4 @@ def _group(value: Any) -> int | None:
 
 
 def _word(method: str) -> str:
-    return re.sub(r"[^a-z0-9_-]+", "-", method)[:32].strip("-") or "unknown"
+    return re.sub(r"[^a-z0-9_-]+", "-", method)[:32].strip("-") or UNKNOWN

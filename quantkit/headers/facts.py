@@ -7,6 +7,7 @@ of one comparison per format.
 from dataclasses import dataclass, fields
 
 DENSE = "dense"
+UNKNOWN = "unknown"
 FORMATS = {"bitsandbytes-4bit": "bitsandbytes", "bitsandbytes-8bit": "bitsandbytes"}
 """Kinds whose storage format, the word specs use, is another word."""
 

@@ -7,13 +7,13 @@ Where both speak and differ, nothing is chosen: the error names both.
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import UsageError, VerificationError
-from quantkit.headers.claims import read_claim
-from quantkit.headers.facts import DENSE, FORMATS, Facts
+from quantkit.headers.claims import is_foreign, read_claim
+from quantkit.headers.facts import DENSE, FORMATS, UNKNOWN, Facts
 from quantkit.headers.gguf import read_gguf
 from quantkit.headers.layers import quantized_layers
 from quantkit.headers.plain import read_object
@@ -151,6 +151,9 @@ def _reconciled(folder: Path, index: TensorIndex, source: str, claim: Facts | No
         sizes[facts] += size
     dense = _dense_matrices(index, set(layers))
     seen = sizes.most_common(1)[0][0] if sizes else Facts(kinds=(DENSE,), **_dense_facts(folder, index, dense))
+    silent = False
+    if claim is not None and is_foreign(claim) and (seen.kinds == (UNKNOWN,) or (not sizes and _holds_codes(index))):
+        silent, seen = True, replace(claim, weights_bits=None)  # what nobody here can read contradicts nothing
     if claim is not None and (differences := claim.differences(seen)):
         parts = "; ".join(f"{name}: {said!r} against {here!r}" for name, said, here in differences)
         stated = "has no quantization_config" if claim.kinds == (DENSE,) else f"says {claim.kinds[0]}"
@@ -158,7 +161,8 @@ def _reconciled(folder: Path, index: TensorIndex, source: str, claim: Facts | No
             f"{folder}: {source} {stated}, the tensors are {_phrase(seen)}; they disagree ({parts}). One of the two is wrong"
         )
     evidence = [(source, _phrase(claim))] if claim is not None and claim.kinds[0] != DENSE else []
-    evidence.append(("tensors", f"{_phrase(seen)} in {len(layers) or len(dense)} layers" + _left_out(layers, dense)))
+    told = f"{_phrase(seen)} in {len(layers) or len(dense)} layers" + _left_out(layers, dense)
+    evidence.append(("tensors", "codes in a layout that is not known here" if silent else told))
     kinds = [kind for kind in (claim.kinds if claim else ()) if kind in seen.kinds]
     return StoredWeights(
         kind=kinds[0] if kinds else seen.kinds[0],
@@ -197,6 +201,10 @@ def _gguf(path: Path) -> StoredWeights:
         size_bytes=path.stat().st_size,
         evidence=(said,),
     )
+
+
+def _holds_codes(index: TensorIndex) -> bool:
+    return any(len(tensor.shape) >= 2 and tensor.dtype not in DENSE_DTYPES for tensor in index.tensors.values())
 
 
 def _dense_matrices(index: TensorIndex, quantized: set[str]) -> dict[str, str]:

@@ -6,14 +6,15 @@ from dataclasses import replace
 import pytest
 
 from quantkit import QuantizationSpec, UsageError
-from quantkit.exporting import SOURCES, TABLE, TARGETS, Holding, answer_for
-from quantkit.exporting.document import README, render
+from quantkit.exporting import TARGETS, Holding, answer_for
+from quantkit.exporting.document import README, render, shipped_rows
 from quantkit.headers import StoredWeights
 from quantkit.methods import installed_methods
 
 GPTQ = StoredWeights(
     kind="gptq", weights_bits=4, weights_dtype="int4", group_size=128, symmetric=True, lm_head_dtype="bfloat16", layout="gptq"
 )
+ROWS = shipped_rows()
 LLAMA = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
 
 
@@ -22,17 +23,23 @@ def held(**changes: object) -> Holding:
 
 
 def test_every_source_has_an_answer_for_every_target():
-    assert set(TABLE) == {(source, target) for source in SOURCES for target in TARGETS}
+    assert set(ROWS.table) == {(source, target) for source in ROWS.sources for target in TARGETS}
+    assert list(ROWS.sources)[-1] == "other"
+    assert ROWS.broken == ()
+
+
+def test_formats_that_one_methods_library_alone_reads_are_answered_by_its_plugin():
+    assert ROWS.owners == {"hqq": "HQQ", "auto-round": "AutoRound"}
 
 
 def test_every_answer_says_what_it_rests_on():
-    for answer in TABLE.values():
+    for answer in ROWS.table.values():
         assert re.match(r"https://|tested$|measured: |[a-z.-]+ \d|quantkit\.", answer.source), answer
         assert answer.how
 
 
 def test_routes_are_routes_and_what_is_written_here_is_exact_or_said_to_be_lossy():
-    for answer in TABLE.values():
+    for answer in ROWS.table.values():
         assert (answer.outcome == "as it is") == (answer.step == "none")
         if answer.step in ("repack", "convert"):
             assert answer.outcome == "exact"
@@ -44,7 +51,7 @@ def test_the_commands_in_routes_exist():
     methods = installed_methods()
     asked = {
         found
-        for answer in TABLE.values()
+        for answer in ROWS.table.values()
         for found in re.findall(r"--method (\w+)(?: --bits (\d))?(?: --format (\w+))?", answer.how)
     }
     assert {"AWQ", "GPTQ"} <= {name for name, _, _ in asked}
@@ -54,7 +61,7 @@ def test_the_commands_in_routes_exist():
 
 
 def test_the_readme_is_the_table():
-    assert README.read_text(encoding="utf-8") == render(), "python -m quantkit.exporting.document writes it anew"
+    assert README.read_text(encoding="utf-8") == render(ROWS), "python -m quantkit.exporting.document writes it anew"
 
 
 def test_another_target_is_refused():
@@ -76,10 +83,11 @@ def test_another_target_is_refused():
         ({"kind": "gguf", "weights_dtype": "q4_k_m"}, "gguf-quantized"),
         ({"kind": "gguf", "weights_dtype": "bfloat16"}, "gguf-dense"),
         ({"kind": "aqlm"}, "other"),
+        ({"kind": "hqq"}, "hqq"),
     ],
 )
 def test_what_a_folder_holds_picks_its_row(changes, source):
-    assert held(**changes).source == source
+    assert replace(held(**changes), rows=ROWS).source == source
 
 
 def test_an_adapters_row_depends_on_kind_and_base():

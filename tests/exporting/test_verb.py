@@ -156,9 +156,10 @@ def test_what_makes_no_sense_is_usage(export, arguments, told):
 
 
 def test_the_whole_table_as_json(exported):
-    from quantkit.exporting import SOURCES, TARGETS
+    from quantkit.exporting import TARGETS
+    from quantkit.exporting.document import shipped_rows
 
-    assert len(exported("--table")["table"]) == len(SOURCES) * len(TARGETS)
+    assert len(exported("--table")["table"]) == len(shipped_rows().sources) * len(TARGETS)
 
 
 def test_a_format_that_is_not_read_here_has_no_way_but_its_16_bit_model(tmp_path, export):
@@ -178,13 +179,14 @@ def test_what_could_not_be_told_is_asked_for(small_model):
     from dataclasses import replace
 
     from quantkit.errors import UsageError
+    from quantkit.exporting import Rows
     from quantkit.methods import installed_methods
     from quantkit_tools.export import Asked, Flags, found_at, holding_of
     from quantkit_tools.export_naming import dense_dtype, source_spec
 
     flags = Flags(artifact=str(small_model), to="gguf")
     found = found_at(flags, installed_methods())
-    holding = holding_of(found, "Small")
+    holding = holding_of(found, "Small", Rows())
     assert holding.stored is not None
     asked = Asked(holding=holding, detection=replace(found, spec=None), flags=flags)
     with pytest.raises(UsageError, match="Small: what its weights are could not be told, so no true record can be written"):

@@ -142,7 +142,7 @@ def test_the_result_is_the_same_every_time() -> None:
     ("options", "message"),
     [
         ({"group_size": 0}, "group_size is 0; it must be a number of columns, or -1"),
-        ({"iterations": 0}, "iterations is 0; at least 1 step is needed"),
+        ({"iterations": 0}, "iterations is 0; it must be at least 1"),
         ({"rounding_learning_rate": 0.0}, "rounding_learning_rate is 0.0; it must be a positive number"),
         ({"sweeps": -1}, "sweeps is -1; it must be 0 or a positive number"),
         ({"asymmetric_reconstruction": 2.0}, "asymmetric_reconstruction is 2.0; it is a fraction from 0 to 1"),

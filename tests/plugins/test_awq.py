@@ -224,7 +224,7 @@ def test_the_format_decides_about_zero_points_unless_told():
 
 
 def test_impossible_settings_are_refused_in_the_plan():
-    with pytest.raises(UsageError, match="n_grid is 0; at least 1 exponent must be tried"):
+    with pytest.raises(UsageError, match="n_grid is 0; it must be at least 1"):
         plan_of(n_grid=0)
     with pytest.raises(UsageError, match="group_size is -3; it must be a number of columns, or -1"):
         plan_of(group_size=-3)

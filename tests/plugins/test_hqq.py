@@ -122,7 +122,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     ("options", "message"),
     [
         ({"group_size": -2}, "group_size is -2; it must be a number of columns, or -1"),
-        ({"iterations": 0}, "iterations is 0; at least 1 step is needed"),
+        ({"iterations": 0}, "iterations is 0; it must be at least 1"),
         ({"lp_norm": 0.0}, "lp_norm is 0.0; it must be above 0 and at most 2"),
         ({"beta": 0.0}, "beta is 0.0; it must be a positive number"),
         ({"kappa": 1.1}, "kappa is set, but lp_norm 2 is plain least squares"),

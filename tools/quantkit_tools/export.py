@@ -13,7 +13,7 @@ import tyro
 from quantkit import console
 from quantkit.console import Column
 from quantkit.errors import UsageError, VerificationError, did_you_mean
-from quantkit.exporting import SOURCES, TABLE, TARGETS, Answer, Holding, answer_for
+from quantkit.exporting import TARGETS, Answer, Holding, Rows, answer_for, known_rows
 from quantkit.exporting.document import short
 from quantkit.headers import read_object
 from quantkit.methods import Methods, installed_methods
@@ -81,11 +81,14 @@ def main(arguments: list[str]) -> int:
     if flags.json:
         console.use_stderr()
     _require_sense(flags)
-    if flags.table:
-        return show_table(flags)
     methods = installed_methods()
+    rows = known_rows(methods)
+    for reason in rows.broken:
+        console.warn(f"left out: {reason}")
+    if flags.table:
+        return show_table(flags, rows)
     found = found_at(flags, methods)
-    asked = Asked(holding=holding_of(found, flags.artifact), detection=found, flags=flags)
+    asked = Asked(holding=holding_of(found, flags.artifact, rows), detection=found, flags=flags)
     if not flags.to:
         return show_all(asked)
     answer = asked.answer(asked.target)
@@ -127,15 +130,15 @@ def found_at(flags: Flags, methods: Methods) -> Detection:
     return detect(known, claims=methods.claims(), explicit=explicit)
 
 
-def holding_of(found: Detection, name: str) -> Holding:
+def holding_of(found: Detection, name: str, rows: Rows) -> Holding:
     """Return what the table needs to know of a detection; `name` is what commands call it by."""
     path = Path(found.path)
     if found.kind == "adapter":
         kind = found.record.adapter.kind if found.record and found.record.adapter else read_adapter(path).kind
-        return Holding(name=name, adapter=kind, base=found.spec)
+        return Holding(name=name, adapter=kind, base=found.spec, rows=rows)
     folder = path if path.exists() else describe_hub_id(found.path, found.revision)
     config = folder / "config.json"
-    return Holding(name=name, stored=found.stored, config=read_object(config) if config.is_file() else {})
+    return Holding(name=name, stored=found.stored, config=read_object(config) if config.is_file() else {}, rows=rows)
 
 
 def show_all(asked: Asked) -> int:
@@ -146,7 +149,7 @@ def show_all(asked: Asked) -> int:
         console.emit_json({"artifact": asked.holding.name, "source": asked.holding.source, "targets": found})
         return 0
     rows = [[_typed(target), short(answer), _told(answer)] for target, answer in answers.items()]
-    title = f"{asked.holding.name}: {SOURCES[asked.holding.source]}"
+    title = f"{asked.holding.name}: {asked.holding.title}"
     console.table(title, ["--to", "answer", "how"], rows, caption="* this command does it; the others name their route")
     return 0
 
@@ -155,7 +158,7 @@ def show_one(asked: Asked, answer: Answer, *, json: bool = True) -> int:
     """Print one answer, and what would be written; exit code 3 when there is no way."""
     from quantkit_tools.export_naming import planned_name
 
-    target = str(planned_name(asked)[1]) if answer.step in ("repack", "dequantize", "convert") else None
+    target = str(planned_name(asked)[1]) if answer.step not in ("none", "route") else None
     if asked.flags.json and json:
         console.emit_json(
             {"artifact": asked.holding.name, "source": asked.holding.source, "to": asked.target, "written": target}
@@ -163,7 +166,7 @@ def show_one(asked: Asked, answer: Answer, *, json: bool = True) -> int:
         )
     else:
         rows = [
-            ["from", SOURCES[asked.holding.source]],
+            ["from", asked.holding.title],
             ["to", _typed(asked.target)],
             ["answer", answer.outcome],
             ["how", answer.how],
@@ -176,15 +179,15 @@ def show_one(asked: Asked, answer: Answer, *, json: bool = True) -> int:
     return 0 if answer.possible else VerificationError.exit_code
 
 
-def show_table(flags: Flags) -> int:
+def show_table(flags: Flags, rows: Rows) -> int:
     """Print the whole table."""
     if flags.json:
-        entries = [{"from": s, "to": t} | TABLE[s, t].to_dict() for s in SOURCES for t in TARGETS]
+        entries = [{"from": s, "to": t} | rows.table[s, t].to_dict() for s in rows.sources for t in TARGETS]
         console.emit_json({"table": entries})
         return 0
     columns = [Column("from"), *(Column(target, priority=place) for place, target in enumerate(TARGETS))]
-    rows = [[named, *(short(TABLE[source, target]) for target in TARGETS)] for source, named in SOURCES.items()]
-    console.table("What can be exported to what", columns, rows, caption="* this command does it; dense: --dequantize")
+    lines = [[named, *(short(rows.table[source, target]) for target in TARGETS)] for source, named in rows.sources.items()]
+    console.table("What can be exported to what", columns, lines, caption="* this command does it; dense: --dequantize")
     return 0
 
 

@@ -7,7 +7,7 @@ the same data type; weights and codes are compared besides.
 
 import gc
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,16 +64,20 @@ class Export:
         """Return the record of what is written."""
         return new_record(self.asked, artifact=artifact_hash(self.source), verification=verification)
 
+    def plan(self, dtype: str) -> QuantizationPlan:
+        """Return the plan by which the source is loaded, computed with in `dtype`."""
+        spec = source_spec(self.asked)
+        return QuantizationPlan(
+            method=spec.method, stage=Stage.BASE, spec=spec, adapter=AdapterPlan(kind="NoPeft"), compute_dtype=dtype
+        )
+
     def load(self, dtype: str) -> Any:
         """Return the source as its layers compute in `dtype`, measured."""
         from quantkit.modeling import load_base
 
         if self.asked.holding.source == "fp8":
             return _dequantized_by_transformers(self.source, dtype)
-        spec = source_spec(self.asked)
-        plan = QuantizationPlan(
-            method=spec.method, stage=Stage.BASE, spec=spec, adapter=AdapterPlan(kind="NoPeft"), compute_dtype=dtype
-        )
+        plan = self.plan(dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # transformers': that what was passed overrules the checkpoint's configuration
             return load_base(str(self.source), plan=plan, methods=self.methods, device="cpu", trust_remote_code=self.trust)
@@ -94,7 +98,8 @@ def make(asked: "Asked", answer: Answer, methods: Methods) -> dict[str, Any]:
     export = Export(asked=asked, answer=answer, opened=opened, target=target, methods=methods)
     refuse_existing(target, overwrite=asked.flags.overwrite)
     _require_memory(export.source, quantized=opened.source.spec.is_quantized)
-    checked = {"repack": _repack, "dequantize": _dequantize, "convert": _convert}[answer.step](export)
+    ways = {"repack": _repack, "dequantize": _dequantize, "convert": _convert, "plugin": _by_plugin}
+    checked = ways[answer.step](export)
     console.say(f"artifact: {target}", style="bold")
     if marks := failed_gate(Registry(target.parent).find(target.name)):
         console.warn(f"{target.name} is marked, as its source is: {marks}")
@@ -131,25 +136,52 @@ def probe_rows(model: Any) -> list[list[int]]:
 
 def _repack(export: Export) -> dict[str, Any]:
     from quantkit.exporting.grids import read_grids, repack_model, require_equal
+
+    model = export.load(dense_dtype(export.asked))
+    layers = read_grids(export.source, model)
+    options = export.asked.detection.record.recipe.options if export.asked.detection.record else {}
+    return _save(
+        export,
+        model,
+        change=lambda: repack_model(model, layers, export.asked.target, options),
+        compare=lambda folder, again: {"equal_codes": require_equal(layers, read_grids(folder, again))},
+    )
+
+
+def _by_plugin(export: Export) -> dict[str, Any]:
+    dtype, target = dense_dtype(export.asked), export.asked.target
+    plan, model = export.plan(dtype), export.load(dtype)
+    return _save(export, model, change=lambda: export.methods.export_model(plan, model, target))
+
+
+def _save(
+    export: Export,
+    model: Any,
+    *,
+    change: Callable[[], Any],
+    compare: Callable[[Path, Any], dict[str, Any]] = lambda _folder, _model: {},
+) -> dict[str, Any]:
+    """Save what `change` makes of the source in memory, once it is loaded again, gives the same logits and passes `compare`."""
     from quantkit.modeling import load_tokenizer
 
-    asked, checked = export.asked, dict[str, Any]()
-    model = export.load(dense_dtype(asked))
-    layers = read_grids(export.source, model)
+    checked = dict[str, Any]()
     reference = probe_logits(model, rows := probe_rows(model))
-    options = asked.detection.record.recipe.options if asked.detection.record else {}
-    model = repack_model(model, layers, asked.target, options)
 
     def verify(folder: Path) -> Mapping[str, Any]:
         again = export.load_written(folder)
         fidelity = _compared(export.answer, reference, probe_logits(again, rows))
-        codes = require_equal(layers, read_grids(folder, again))
-        checked.update(equal_codes=codes, max_logit_difference=fidelity.max_abs_logit_difference)
-        return {"export": _said(export, fidelity) | {"equal_codes": codes}}
+        compared = compare(folder, again)
+        checked.update(compared | {"max_logit_difference": fidelity.max_abs_logit_difference})
+        return {"export": _said(export, fidelity) | compared}
 
-    tokenizer = load_tokenizer(export.opened.tokenizer, trust_remote_code=export.trust)
-    overwrite = asked.flags.overwrite
-    save_artifact(export.target, model=model, tokenizer=tokenizer, record=export.record(), verify=verify, overwrite=overwrite)
+    save_artifact(
+        export.target,
+        model=change(),
+        tokenizer=load_tokenizer(export.opened.tokenizer, trust_remote_code=export.trust),
+        record=export.record(),
+        verify=verify,
+        overwrite=export.asked.flags.overwrite,
+    )
     return checked
 
 

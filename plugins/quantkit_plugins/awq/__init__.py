@@ -4,21 +4,20 @@ The hooks; what happens to a block stands in `solver`. Weights are stored as com
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, UsageError, hookimpl
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantMethod, Stage, hookimpl, shared_hooks
 from quantkit.calibration import Calibration, QuantizationWork
+from quantkit.integer_plans import IntegerOptions, integer_plan
 
 
 @dataclass(frozen=True)
-class AwqOptions:
+class AwqOptions(IntegerOptions):
     """Settings of AWQ."""
 
     weights_bits: Literal[2, 3, 4, 8] = 4
     """Bits of one weight; the AWQ format holds 4."""
-    group_size: int = 128
-    """Input columns that share one scale; -1: one scale per output row."""
-    symmetric: bool | None = None
+    symmetric: bool | None = None  # type: ignore[assignment]
     """Grid without zero points; not set: yes in compressed-tensors, no in the AWQ format, which has no other."""
     format: Literal["compressed-tensors", "awq"] = "compressed-tensors"
     """Checkpoint format: compressed-tensors loads with transformers alone, awq where gptqmodel or vLLM is installed."""
@@ -31,11 +30,7 @@ class AwqOptions:
     equal_tokens: bool = True
     """Let every calibration token count alike, however large it is; false: as published, where huge first tokens decide."""
 
-    def __post_init__(self) -> None:
-        if self.group_size != -1 and self.group_size < 1:
-            raise UsageError(f"group_size is {self.group_size}; it must be a number of columns, or -1 for the whole row")
-        if self.n_grid < 1:
-            raise UsageError(f"n_grid is {self.n_grid}; at least 1 exponent must be tried (20 is usual)")
+    at_least_one: ClassVar = ("n_grid",)
 
 
 @hookimpl
@@ -56,21 +51,8 @@ def declare_method() -> MethodInfo:
 @hookimpl
 def build_quantization_plan(options: AwqOptions, context: PlanContext) -> QuantizationPlan:
     """Plan integer weights in groups; the head stays dense. Tags name an asymmetric grid and the AWQ format."""
-    from quantkit.backends.vllm_rules import check_servable
-
     symmetric = options.format != "awq" if options.symmetric is None else options.symmetric
-    tags = (() if symmetric else ("asym",)) + (() if options.format == "compressed-tensors" else (options.format,))
-    spec = QuantizationSpec(
-        method=QuantMethod.AWQ,
-        weights_bits=options.weights_bits,
-        weights_dtype=f"int{options.weights_bits}",
-        format=options.format,
-        group_size=options.group_size,
-        symmetric=symmetric,
-        lm_head_dtype=context.head_dtype,
-        tags=tags,
-    )
-    return context.plan(spec, options, notes=check_servable(spec, context.model_config))
+    return integer_plan(QuantMethod.AWQ, options, context, symmetric=symmetric)
 
 
 @hookimpl
@@ -102,17 +84,5 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
     return store_in_format(plan, model, layers)
 
 
-@hookimpl
-def prepare_model(model: Any) -> Any:
-    """Make the base ready to carry adapters."""
-    from quantkit.quantizing import prepare_for_training
-
-    return prepare_for_training(model)
-
-
-@hookimpl
-def post_train_merge(model: Any) -> Any:
-    """Fold the adapters into the dequantized base; the result is float32."""
-    from quantkit.merging import fold_adapters
-
-    return fold_adapters(model)
+prepare_model = shared_hooks.prepare_unpacked
+post_train_merge = shared_hooks.fold_into_dense

@@ -4,22 +4,17 @@ The hooks; the arithmetic stands in `solver`, with its source (arXiv:2102.05426)
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, UsageError, hookimpl
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantMethod, Stage, hookimpl, shared_hooks
 from quantkit.calibration import Calibration, QuantizationWork
+from quantkit.integer_plans import IntegerOptions, integer_plan
 
 
 @dataclass(frozen=True)
-class BrecqOptions:
+class BrecqOptions(IntegerOptions):
     """Settings of BRECQ."""
 
-    weights_bits: Literal[2, 3, 4, 8] = 4
-    """Bits of one weight."""
-    group_size: int = 128
-    """Input columns that share one scale; -1: one scale per output row."""
-    symmetric: bool = True
-    """Grid without zero points; false: each group has one, at a cost of as many bits as a weight."""
     start: Literal["gptq", "nearest"] = "gptq"
     """What learning starts from: error feedback (GPTQ), or the nearest levels, as in the paper."""
     iterations: int = 64
@@ -51,21 +46,10 @@ class BrecqOptions:
     seed: int = 42
     """Decides in which order batches are drawn."""
 
-    def __post_init__(self) -> None:
-        if self.group_size != -1 and self.group_size < 1:
-            raise UsageError(f"group_size is {self.group_size}; it must be a number of columns, or -1 for the whole row")
-        for name in ("iterations", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("rounding_learning_rate", "beta_start", "beta_end"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be a positive number")
-        for name in ("scale_learning_rate", "reg_weight", "seed"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 or a positive number")
-        for name in ("settling", "warmup", "asymmetric_reconstruction", "damp_percent"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it is a fraction from 0 to 1")
+    at_least_one: ClassVar = ("iterations", "batch_size")
+    positive: ClassVar = ("rounding_learning_rate", "beta_start", "beta_end")
+    not_negative: ClassVar = ("scale_learning_rate", "reg_weight", "seed")
+    fractions: ClassVar = ("settling", "warmup", "asymmetric_reconstruction", "damp_percent")
 
 
 @hookimpl
@@ -84,20 +68,8 @@ def declare_method() -> MethodInfo:
 
 @hookimpl
 def build_quantization_plan(options: BrecqOptions, context: PlanContext) -> QuantizationPlan:
-    """Plan integer weights in groups; the head stays dense. A tag names an asymmetric grid."""
-    from quantkit.backends.vllm_rules import check_servable
-
-    spec = QuantizationSpec(
-        method=QuantMethod.BRECQ,
-        weights_bits=options.weights_bits,
-        weights_dtype=f"int{options.weights_bits}",
-        format="compressed-tensors",
-        group_size=options.group_size,
-        symmetric=options.symmetric,
-        lm_head_dtype=context.head_dtype,
-        tags=() if options.symmetric else ("asym",),
-    )
-    return context.plan(spec, options, notes=check_servable(spec, context.model_config))
+    """Plan integer weights in groups; the head stays dense."""
+    return integer_plan(QuantMethod.BRECQ, options, context)
 
 
 @hookimpl
@@ -132,17 +104,5 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
     return store_in_format(plan, model, layers)
 
 
-@hookimpl
-def prepare_model(model: Any) -> Any:
-    """Make the base ready to carry adapters."""
-    from quantkit.quantizing import prepare_for_training
-
-    return prepare_for_training(model)
-
-
-@hookimpl
-def post_train_merge(model: Any) -> Any:
-    """Fold the adapters into the dequantized base; the result is float32."""
-    from quantkit.merging import fold_adapters
-
-    return fold_adapters(model)
+prepare_model = shared_hooks.prepare_unpacked
+post_train_merge = shared_hooks.fold_into_dense

@@ -4,22 +4,17 @@ The hooks; what happens to a block stands in `solver`. Weights are stored as com
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, UsageError, hookimpl
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantMethod, Stage, hookimpl, shared_hooks
 from quantkit.calibration import Calibration, QuantizationWork
+from quantkit.integer_plans import IntegerOptions, integer_plan
 
 
 @dataclass(frozen=True)
-class GptqOptions:
+class GptqOptions(IntegerOptions):
     """Settings of GPTQ."""
 
-    weights_bits: Literal[2, 3, 4, 8] = 4
-    """Bits of one weight."""
-    group_size: int = 128
-    """Input columns that share one scale; -1: one scale per output row."""
-    symmetric: bool = True
-    """Grid without zero points; false: each group has one, at a cost of as many bits as a weight."""
     format: Literal["compressed-tensors", "gptq"] = "compressed-tensors"
     """Checkpoint format: compressed-tensors loads with transformers alone, gptq where gptqmodel or vLLM is installed."""
     damp_percent: float = 0.01
@@ -35,11 +30,7 @@ class GptqOptions:
     equal_tokens: bool = True
     """Let every calibration token count alike, however large it is; false: as published, where huge first tokens decide."""
 
-    def __post_init__(self) -> None:
-        if self.group_size != -1 and self.group_size < 1:
-            raise UsageError(f"group_size is {self.group_size}; it must be a number of columns, or -1 for the whole row")
-        if not 0 <= self.damp_percent <= 1:
-            raise UsageError(f"damp_percent is {self.damp_percent}; it is a fraction from 0 to 1 (0.01 is usual)")
+    fractions: ClassVar = ("damp_percent",)
 
 
 @hookimpl
@@ -60,20 +51,7 @@ def declare_method() -> MethodInfo:
 @hookimpl
 def build_quantization_plan(options: GptqOptions, context: PlanContext) -> QuantizationPlan:
     """Plan integer weights in groups; the head stays dense. Tags name an asymmetric grid and the GPTQ format."""
-    from quantkit.backends.vllm_rules import check_servable
-
-    tags = (() if options.symmetric else ("asym",)) + (() if options.format == "compressed-tensors" else (options.format,))
-    spec = QuantizationSpec(
-        method=QuantMethod.GPTQ,
-        weights_bits=options.weights_bits,
-        weights_dtype=f"int{options.weights_bits}",
-        format=options.format,
-        group_size=options.group_size,
-        symmetric=options.symmetric,
-        lm_head_dtype=context.head_dtype,
-        tags=tags,
-    )
-    return context.plan(spec, options, notes=check_servable(spec, context.model_config))
+    return integer_plan(QuantMethod.GPTQ, options, context)
 
 
 @hookimpl
@@ -99,17 +77,5 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
     return store_in_format(plan, model, layers)
 
 
-@hookimpl
-def prepare_model(model: Any) -> Any:
-    """Make the base ready to carry adapters."""
-    from quantkit.quantizing import prepare_for_training
-
-    return prepare_for_training(model)
-
-
-@hookimpl
-def post_train_merge(model: Any) -> Any:
-    """Fold the adapters into the dequantized base; the result is float32."""
-    from quantkit.merging import fold_adapters
-
-    return fold_adapters(model)
+prepare_model = shared_hooks.prepare_unpacked
+post_train_merge = shared_hooks.fold_into_dense

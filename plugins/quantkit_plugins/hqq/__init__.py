@@ -4,18 +4,20 @@ The hooks; the arithmetic stands in `solver`, with its source.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, UsageError, hookimpl
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantMethod, Stage, UsageError, hookimpl, shared_hooks
 from quantkit.calibration import QuantizationWork
+from quantkit.integer_plans import IntegerOptions, integer_plan
+
+if TYPE_CHECKING:
+    from quantkit.exporting.answers import Row
 
 
 @dataclass(frozen=True)
-class HqqOptions:
+class HqqOptions(IntegerOptions):
     """Settings of HQQ."""
 
-    weights_bits: Literal[2, 3, 4, 8] = 4
-    """Bits of one weight."""
     group_size: int = 64
     """Input columns that share one scale; -1: one scale per output row."""
     symmetric: bool = False
@@ -29,16 +31,14 @@ class HqqOptions:
     kappa: float = 1.01
     """Factor by which that weight grows at each step; only with lp_norm below 2."""
 
+    at_least_one: ClassVar = ("iterations",)
+    positive: ClassVar = ("beta", "kappa")
+
     def __post_init__(self) -> None:
-        if self.group_size != -1 and self.group_size < 1:
-            raise UsageError(f"group_size is {self.group_size}; it must be a number of columns, or -1 for the whole row")
-        if self.iterations < 1:
-            raise UsageError(f"iterations is {self.iterations}; at least 1 step is needed")
+        super().__post_init__()
         if not 0 < self.lp_norm <= 2:
             raise UsageError(f"lp_norm is {self.lp_norm}; it must be above 0 and at most 2 (2 is least squares)")
         for name in ("beta", "kappa"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be a positive number")
             if self.lp_norm == 2 and getattr(self, name) != getattr(HqqOptions, name):
                 raise UsageError(
                     f"{name} is set, but lp_norm 2 is plain least squares, which splits nothing; set lp_norm below 2"
@@ -62,19 +62,7 @@ def declare_method() -> MethodInfo:
 @hookimpl
 def build_quantization_plan(options: HqqOptions, context: PlanContext) -> QuantizationPlan:
     """Plan integer weights in groups; the head stays dense. A tag names a symmetric grid, which is not HQQ's usual one."""
-    from quantkit.backends.vllm_rules import check_servable
-
-    spec = QuantizationSpec(
-        method=QuantMethod.HQQ,
-        weights_bits=options.weights_bits,
-        weights_dtype=f"int{options.weights_bits}",
-        format="compressed-tensors",
-        group_size=options.group_size,
-        symmetric=options.symmetric,
-        lm_head_dtype=context.head_dtype,
-        tags=("sym",) if options.symmetric else (),
-    )
-    return context.plan(spec, options, notes=check_servable(spec, context.model_config))
+    return integer_plan(QuantMethod.HQQ, options, context)
 
 
 @hookimpl
@@ -94,16 +82,34 @@ def quantize_model(plan: QuantizationPlan, model: Any, work: QuantizationWork) -
 
 
 @hookimpl
-def prepare_model(model: Any) -> Any:
-    """Make the base ready to carry adapters."""
-    from quantkit.quantizing import prepare_for_training
+def declare_exports() -> "dict[str, Row]":
+    """Say what becomes of the hqq library's own checkpoints, which hold real-valued zero points."""
+    from quantkit.exporting.answers import Row, from_parent, route
 
-    return prepare_for_training(model)
+    answers = {
+        "transformers": route(
+            "no",
+            "`HqqConfig` raises NotImplementedError in transformers 5.23. `quantkit quantize --method HQQ` of the 16-bit model"
+            " stores a standard format.",
+            "measured: hqq 0.2, transformers 5.23",
+        ),
+        "dense": route("lossy", "Load it with hqq and save the dequantized weights; rounded to the data type.", "hqq 0.2"),
+        "vllm": route(
+            "no",
+            "vLLM's reader of it is proposed for removal. Serve what `quantkit quantize --method HQQ` makes.",
+            "https://github.com/vllm-project/vllm/issues/30136",
+        ),
+        "gguf": route(
+            "lossy",
+            "Dequantize it with hqq, then `quantkit export FOLDER --to gguf`.",
+            "https://github.com/ggml-org/llama.cpp/issues/10965",
+        ),
+        "awq": from_parent("HQQ", "; then `--to awq`"),
+        "gptq": from_parent("HQQ", "; then `--to gptq`"),
+        "compressed-tensors": from_parent("HQQ"),
+    }
+    return {"hqq": Row(title="hqq's own checkpoints", answers=answers)}
 
 
-@hookimpl
-def post_train_merge(model: Any) -> Any:
-    """Fold the adapters into the dequantized base; the result is float32."""
-    from quantkit.merging import fold_adapters
-
-    return fold_adapters(model)
+prepare_model = shared_hooks.prepare_unpacked
+post_train_merge = shared_hooks.fold_into_dense

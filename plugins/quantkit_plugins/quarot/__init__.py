@@ -13,32 +13,20 @@ Norm weights are folded into the layers behind them, so adapters on a rotated ba
 0.30 and 0.23) three to four times larger ones, and one learning rate is a larger step than on other bases.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from quantkit import (
-    MethodInfo,
-    PlanContext,
-    QuantizationPlan,
-    QuantizationSpec,
-    QuantMethod,
-    Stage,
-    UsageError,
-    hookimpl,
-)
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantMethod, Stage, UsageError, hookimpl, shared_hooks
 from quantkit.calibration import Calibration, QuantizationWork
+from quantkit.integer_plans import IntegerOptions, integer_plan
+
+UNTIED = "R1 rotates embeddings and output head differently: they are untied, and the checkpoint holds both."
 
 
 @dataclass(frozen=True)
-class QuarotOptions:
+class QuarotOptions(IntegerOptions):
     """Settings of QuaRot."""
 
-    weights_bits: Literal[2, 3, 4, 8] = 4
-    """Bits of one weight."""
-    group_size: int = 128
-    """Input columns that share one scale; -1: one scale per output row."""
-    symmetric: bool = True
-    """Whether the grid has no zero point."""
     activations_bits: Literal[8] | None = None
     """Bits to which each token's activations are rounded at run time; none: weights only. 4 is not loadable anywhere."""
     rounding: Literal["gptq", "rtn"] = "gptq"
@@ -57,19 +45,13 @@ class QuarotOptions:
     """Seed of the rotations' random signs."""
 
     def __post_init__(self) -> None:
-        if self.group_size != -1 and self.group_size < 1:
-            raise UsageError(f"group_size is {self.group_size}; it must be a number of columns, or -1 for the whole row")
+        super().__post_init__()
         if not 0.0 <= self.damp_percent < 1.0:
             raise UsageError(f"damp_percent is {self.damp_percent}; it must be between 0 and 1")
         if self.rounding == "rtn" and self.damp_percent != QuarotOptions.damp_percent:
             raise UsageError("damp_percent is set, but rounding rtn uses no Hessian; choose rounding gptq or leave it out")
         if self.rounding == "rtn" and not self.equal_tokens:
             raise UsageError("equal_tokens is off, but rounding rtn counts no tokens; choose rounding gptq or leave it out")
-        if self.activations_bits is not None and not self.symmetric:
-            raise UsageError(
-                "activations_bits is 8 and symmetric false; transformers loads weights with zero points only by unpacking them,"
-                " and then leaves activations unrounded. Use symmetric weights"
-            )
         if not (self.r1 or self.r2):
             raise UsageError("r1 and r2 are both off; without a rotation this is plain rounding: use GPTQ or RTN")
 
@@ -91,35 +73,10 @@ def declare_method() -> MethodInfo:
 @hookimpl
 def build_quantization_plan(options: QuarotOptions, context: PlanContext) -> QuantizationPlan:
     """Plan rotated integer weights; the head stays dense. What tells variants apart stands in tags."""
-    from quantkit.backends.vllm_rules import check_servable, check_servable_activations
-
-    tags = [] if options.symmetric else ["asym"]
-    tags += [name for name, on in (("r1", options.r1), ("r2", options.r2)) if on and not (options.r1 and options.r2)]
-    spec = QuantizationSpec(
-        method=QuantMethod.QUAROT,
-        weights_bits=options.weights_bits,
-        weights_dtype=f"int{options.weights_bits}",
-        format="compressed-tensors",
-        group_size=options.group_size,
-        symmetric=options.symmetric,
-        activations_bits=options.activations_bits,
-        lm_head_dtype=context.head_dtype,
-        tags=tuple(tags),
-    )
-    rounds = spec.activations_bits is not None
-    notes = check_servable_activations(spec) if rounds else check_servable(spec, context.model_config)
-    if options.r1 and context.model_config.get("tie_word_embeddings"):
-        untied = "R1 rotates embeddings and output head differently: they are untied, and the checkpoint holds both."
-        notes = (untied, *notes)
-    return QuantizationPlan(
-        method=QuantMethod.QUAROT,
-        stage=context.stage,
-        spec=spec,
-        adapter=context.adapter,
-        options=asdict(options) | {"calibrated": options.rounding == "gptq"},
-        compute_dtype=context.compute_dtype,
-        notes=notes,
-    )
+    tags = [name for name, on in (("r1", options.r1), ("r2", options.r2)) if on and not (options.r1 and options.r2)]
+    tied = options.r1 and context.model_config.get("tie_word_embeddings")
+    plan = integer_plan(QuantMethod.QUAROT, options, context, tags=tags, notes=(UNTIED,) if tied else ())
+    return plan.with_changes(options={**plan.options, "calibrated": options.rounding == "gptq"})
 
 
 @hookimpl
@@ -127,9 +84,9 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
     """Rotate the model, then round it block by block."""
     from quantkit.numerics.capture import Block
     from quantkit.numerics.error_feedback import error_feedback
-    from quantkit.numerics.grids import QuantizedWeight, quantize
+    from quantkit.numerics.grids import QuantizedWeight
     from quantkit.numerics.hadamard import rotation
-    from quantkit.quantizing import solve_blocks, solve_weights, store_in_format, uniform_grid
+    from quantkit.quantizing import solve_blocks, store_in_format, uniform_grid
     from quantkit_plugins.quarot.solver import rotate_model
 
     options = plan.options
@@ -138,6 +95,8 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
     residual = rotation(config.hidden_size, seed=options["seed"]) if options["r1"] else None
     values = rotation(head, seed=options["seed"] + 1) if options["r2"] else None
     rotate_model(model, residual, values, ignore=tuple(work.ignore))
+    if options["rounding"] == "rtn":
+        return shared_hooks.round_to_nearest(plan, model, work)
     grid = uniform_grid(plan.spec, model.dtype, search=options["scale_search"])
 
     def solve(block: Block) -> dict[str, QuantizedWeight]:
@@ -149,26 +108,8 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
             for name in group
         }
 
-    if options["rounding"] == "gptq":
-        return store_in_format(plan, model, solve_blocks(plan, model, calibration, work, solve, grid=grid, reference=True))
-
-    def rounded(name: str, linear: Any) -> QuantizedWeight:
-        return quantize(linear.weight.data, grid, layer=name)
-
-    return store_in_format(plan, model, solve_weights(plan, model, work, rounded, grid=grid))
+    return store_in_format(plan, model, solve_blocks(plan, model, calibration, work, solve, grid=grid, reference=True))
 
 
-@hookimpl
-def prepare_model(model: Any) -> Any:
-    """Unpack the layers, so that gradients pass, and freeze the base."""
-    from quantkit.quantizing import prepare_for_training
-
-    return prepare_for_training(model)
-
-
-@hookimpl
-def post_train_merge(model: Any) -> Any:
-    """Fold the adapters into the dequantized base, which stays rotated; the result is float32."""
-    from quantkit.merging import fold_adapters
-
-    return fold_adapters(model)
+prepare_model = shared_hooks.prepare_unpacked
+post_train_merge = shared_hooks.fold_into_dense

@@ -8,17 +8,9 @@ place where that is exact; nothing is left to do at run time.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quantkit import (
-    MethodInfo,
-    PlanContext,
-    QuantizationPlan,
-    QuantizationSpec,
-    QuantMethod,
-    Stage,
-    UsageError,
-    hookimpl,
-)
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantMethod, Stage, UsageError, hookimpl, shared_hooks
 from quantkit.calibration import Calibration, QuantizationWork
+from quantkit.integer_plans import integer_plan
 
 
 @dataclass(frozen=True)
@@ -53,17 +45,9 @@ def declare_method() -> MethodInfo:
 @hookimpl
 def build_quantization_plan(options: SmoothQuantOptions, context: PlanContext) -> QuantizationPlan:
     """Plan W8A8: int8 weights with one scale per row, activations rounded per token; the head stays dense."""
-    spec = QuantizationSpec(
-        method=QuantMethod.SMOOTH_QUANT,
-        weights_bits=8,
-        weights_dtype="int8",
-        format="compressed-tensors",
-        group_size=-1,
-        symmetric=True,
-        activations_bits=8,
-        lm_head_dtype=context.head_dtype,
+    return integer_plan(
+        QuantMethod.SMOOTH_QUANT, options, context, weights_bits=8, group_size=-1, symmetric=True, activations_bits=8
     )
-    return context.plan(spec, options)
 
 
 @hookimpl
@@ -89,17 +73,5 @@ def quantize_model(plan: QuantizationPlan, model: Any, calibration: Calibration 
     return store_in_format(plan, model, solve_blocks(plan, model, calibration, work, solve, grid=grid, reference=True))
 
 
-@hookimpl
-def prepare_model(model: Any) -> Any:
-    """Unpack the layers, so that gradients pass, and freeze the base."""
-    from quantkit.quantizing import prepare_for_training
-
-    return prepare_for_training(model)
-
-
-@hookimpl
-def post_train_merge(model: Any) -> Any:
-    """Fold the adapters into the dequantized base; the result is float32 and rounds no activations."""
-    from quantkit.merging import fold_adapters
-
-    return fold_adapters(model)
+prepare_model = shared_hooks.prepare_unpacked
+post_train_merge = shared_hooks.fold_into_dense
