@@ -40,6 +40,8 @@ def check_value(cls: type[Any], name: str, value: Any, *, where: str, strict: bo
         return adapter.validate_python(_choice(get_type_hints(cls)[name], value))
     except ValidationError as error:
         details = "; ".join(dict.fromkeys(item["msg"] for item in error.errors()))
+        if isinstance(value, list) and not any(isinstance(step, int) for item in error.errors() for step in item["loc"]):
+            details = "one value is wanted"
         raise UsageError(f"{where}: {name} is {value!r}: {details}") from None
     except (TypeError, ValueError) as error:
         raise UsageError(f"{where}: {name} is {value!r}: {error}") from None

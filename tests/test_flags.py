@@ -105,7 +105,7 @@ def test_a_flag_may_name_the_model_that_the_file_leaves_open(tmp_path: Path) -> 
         ("--model m --lora-r", "--lora-r wants a value"),
         ("--model m --no-overwrite 3", "--no-overwrite takes no value; found '3'"),
         ("--model m --lora-r x", "command line: lora_r is 'x': Input should be a valid integer"),
-        ("--model m --lora-r 3 4", "command line: lora_r is ['3', '4']: Input should be a valid integer"),
+        ("--model m --lora-r 3 4", "command line: lora_r is ['3', '4']: one value is wanted"),
         ("--model m --lora-r 0", "command line: lora_r is 0; it must be between 1 and 65536, or None"),
         ("--lora-r 8", "command line: no model is named; set model_name_or_path"),
         ("--model m --quant-type fp4", "command line: quant_type='fp4' is no option of NoQuant but of BNB4BIT"),

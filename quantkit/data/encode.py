@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quantkit.data.chat import ChatFormat, Span
-from quantkit.data.findings import Findings, RowError, shown
+from quantkit.data.findings import CUT_OFF, Findings, RowError, shown
 from quantkit.data.schemas import Conversation
 
 IGNORED = -100
 """Label of a token that is not learnt, as PyTorch's cross entropy has it."""
 ROWS_AT_ONCE = 512
-CUT_OFF = "response cut off by max_length"
 THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 

@@ -14,6 +14,8 @@ from typing import Any, Literal
 from quantkit.errors import UsageError
 
 OnBadRows = Literal["error", "drop"]
+CUT_OFF = "response cut off by max_length"
+"""Reason for which a longer `max_length` is the remedy."""
 
 
 class RowError(Exception):
@@ -117,7 +119,8 @@ class Findings:
         if self.dropped and on_bad_rows == "error":
             more = self.dropped.total() - 1
             others = f" ({more} more unusable row{'s' * (more > 1)})" if more else ""
-            raise UsageError(f"{self.first_bad}{others}. Correct the data or set on_bad_rows='drop' to leave such rows out")
+            remedy = "Raise max_length, correct the data" if CUT_OFF in self.dropped else "Correct the data"
+            raise UsageError(f"{self.first_bad}{others}. {remedy} or set on_bad_rows='drop' to leave such rows out")
 
     def conversion_lines(self) -> list[str]:
         """Return one line per sort of conversion: `answer: 1000 numbers converted, 19600.0 → '19600'`."""

@@ -80,6 +80,11 @@ def parse_dataset(written: str | Path) -> DatasetRef:
         if not rest or not _exists(path):
             raise UsageError(f"dataset {text!r}: there is no file or folder {rest!r}.{_neighbour(path)}")
         return DatasetRef(text, path=path, task=DATASETS[head])
+    if colon and rest and _exists(Path(rest).expanduser()):
+        raise UsageError(
+            f"dataset {text!r}: no built-in data set is called {head!r}.{did_you_mean(head, DATASETS)} Known names:"
+            f" {', '.join(DATASETS)}; a file whose columns decide stands alone."
+        )
     looks_local = path.suffix.lower() in READERS or text.startswith((".", "/", "~")) or text.count("/") > 1
     if not looks_local and (match := HUB_ID.fullmatch(text)):
         return DatasetRef(text, hub_id=match["id"], subset=match["subset"], split=match["split"])

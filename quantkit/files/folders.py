@@ -63,7 +63,8 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
     """Raise `UsageError` when `target` is there and may not be replaced."""
     if os.path.lexists(target) and not overwrite:
-        raise UsageError(f"{target} exists; choose another output folder or pass --overwrite to replace it")
+        other = "file name" if target.is_file() else "output folder"
+        raise UsageError(f"{target} exists; choose another {other} or pass --overwrite to replace it")
 
 
 @contextmanager

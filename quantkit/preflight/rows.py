@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
-from quantkit.data.encode import CUT_OFF
-from quantkit.data.findings import normalised, shown
+from quantkit.data.findings import CUT_OFF, normalised, shown
 from quantkit.data.prepare import ReadSet
 from quantkit.data.schemas import Conversation
 from quantkit.preflight.finding import Finding, of_all

@@ -71,7 +71,8 @@ BAD_ROWS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "an answer that is NaN": ([GOOD, {"question": "q", "answer": float("nan")}], r"line 2, column 'answer': nan is not"),
     "a prompt that fills max_length": (
         [GOOD, {"question": "long " * 300, "answer": "a"}],
-        r"line 2, column 'answer': no token of the response 'a' is left: the prompt has \d+ tokens, max_length is 256",
+        r"line 2, column 'answer': no token of the response 'a' is left: the prompt has \d+ tokens, max_length is 256\."
+        r" Raise max_length, correct the data or set on_bad_rows='drop'",
     ),
     "an end token in the middle of an answer": (
         [GOOD, {"question": "q", "answer": "a<|im_end|>b"}],

@@ -85,6 +85,11 @@ def test_everything_with_results_is_reported_and_what_has_none_is_named(root: Pa
     ]
 
 
+def test_a_registry_that_is_not_there_is_named(tmp_path: Path, capsys) -> None:
+    assert run_verb("report", ["--registry", str(tmp_path / "none")]) == 0
+    assert "none: no such folder; --registry names the folder that holds artifacts and results" in capsys.readouterr().err
+
+
 def test_artifacts_are_chosen_by_name_path_or_hash(root: Path, capsys) -> None:
     assert {row["name"] for row in read(root, capsys, "efef")["rows"]} == {"Base"}
     folder = root / "Base-d_SFT_LoRa8_QLORA_w4_headbf16_mergedbf16"

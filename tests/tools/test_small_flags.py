@@ -15,6 +15,13 @@ WRONG = [
     ("methods --jsno", "Did you mean --json?"),
     ("export --too gguf", "--to"),
     ("evaluate x --dta y", "Did you mean --data?"),
+    ("demo --step 3", "Did you mean --steps?"),
+    ("registry", "the following arguments are required: COMMAND; quantkit registry --help lists what there is"),
+    ("registry show", "the following arguments are required: artifact; quantkit registry show --help"),
+    ("registry ls --rot x", "unrecognized arguments: --rot x"),
+    ("merge --policy base adapter", "no adapter is named, and it stands first; quantkit merge ADAPTER [--policy"),
+    ("report --csv .", ". is a folder; a file name is wanted"),
+    ("report --csv pyproject.toml", "pyproject.toml exists; choose another file name or pass --overwrite to replace it"),
 ]
 
 

@@ -41,9 +41,9 @@ class Demo:
 
 def main(arguments: list[str]) -> int:
     """Run the demo; exit code 3 when the trained model does not reach the goals."""
-    import tyro
+    from quantkit_tools.small_flags import read_small_flags
 
-    settings = tyro.cli(Demo, args=arguments, prog="quantkit demo")
+    settings = read_small_flags(Demo, "demo", arguments)
     start = time.monotonic()
     folder = Path(settings.folder)
     data = _write_data(folder / "data", settings.rows)

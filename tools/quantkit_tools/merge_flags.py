@@ -93,7 +93,7 @@ def parse_merge_flags(arguments: list[str]) -> MergeFlags:
     if {"-h", "--help"}.intersection(arguments):
         _show_help()
     if not arguments or arguments[0].startswith("--"):
-        raise UsageError(f"no adapter is named; {USAGE}")
+        raise UsageError(f"no adapter is named, and it stands first; {USAGE}")
     own = {item.name for item in fields(MergeConfig)} - {"adapter"}
     kinds = {**get_type_hints(MergeConfig), **get_type_hints(MergeFlags)}
     switches = {name for name, kind in kinds.items() if "bool" in str(kind)}

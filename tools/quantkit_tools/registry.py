@@ -7,6 +7,7 @@ needs no torch.
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from quantkit import console
 from quantkit.console import Column, format_bytes
@@ -18,6 +19,14 @@ from quantkit_registry.lineage import lineage
 from quantkit_registry.store import Artifact, Registry
 from quantkit_registry.verify import Check, verify
 from quantkit_tools.listing import degenerate_on, describe, failed_gate, scores_of
+
+
+class Parser(ArgumentParser):
+    """Says in one line what is wrong with the flags, as the other verbs do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UsageError` instead of ending the process."""
+        raise UsageError(f"{message}; {self.prog} --help lists what there is")
 
 
 def main(arguments: list[str]) -> int:
@@ -33,15 +42,20 @@ def main(arguments: list[str]) -> int:
     flags = build_parser().parse_args(arguments)
     if flags.json:
         console.use_stderr()
-    return COMMANDS[flags.command](flags, Registry(flags.root))
+    registry = Registry(flags.root)
+    if flags.root is not None and not registry.root.is_dir():
+        console.warn(f"{flags.root}: no such folder; --root names the folder that holds artifacts")
+    return COMMANDS[flags.command](flags, registry)
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser; argparse, because building flags from dataclasses would take half of the time `ls` may take."""
-    common = ArgumentParser(add_help=False)
-    common.add_argument("--root", metavar="DIR", help="folder of artifacts; default $QUANTKIT_REGISTRY or artifacts")
+    common = Parser(add_help=False)
+    common.add_argument(
+        "--root", "--registry", metavar="DIR", help="folder of artifacts; default $QUANTKIT_REGISTRY or artifacts"
+    )
     common.add_argument("--json", action="store_true", help="print one JSON object; human text goes to stderr")
-    parser = ArgumentParser(prog="quantkit registry", description="What is in these folders, and is it what it says?")
+    parser = Parser(prog="quantkit registry", description="What is in these folders, and is it what it says?")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("ls", parents=[common], help="models and adapters under the root, ours and others', with scores")
     named = "name, path, or the first digits of its hash"

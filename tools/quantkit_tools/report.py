@@ -58,6 +58,8 @@ def main(arguments: list[str]) -> int:
         if target is not None:
             refuse_unwritable(target, overwrite=flags.overwrite)
     registry = Registry(flags.registry)
+    if flags.registry is not None and not registry.root.is_dir():
+        console.warn(f"{flags.registry}: no such folder; --registry names the folder that holds artifacts and results")
     subjects, faults = read_subjects(registry, flags.artifacts)
     tasks = [task for task in (flags.task or "").split(",") if task]
     report = Report.of(subjects, title=registry.root.resolve().name, tasks=tasks, faults=faults)
