@@ -15,6 +15,8 @@ from goals import Goal
 MEDIAN, WITHIN, SHARE, FEWEST = 0.05, 0.10, 0.90, 40
 WORST = 8
 """Rows of the worst runs that are printed."""
+FOLDING = {"observe": "observe adapter", "merge": "merge", "compare": "compare"}
+"""Moment of a forecast → stage of a run."""
 
 
 def judged(found: Sequence[dict[str, Any]], *, quick: bool, calibration: Path | None) -> dict[str, Any]:
@@ -75,14 +77,15 @@ def summary(items: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
 
 
 def merges(items: Sequence[Mapping[str, Any]], constants: Any) -> dict[str, dict[str, int]]:
-    """Return forecast and measurement of the stages in which adapters were folded in."""
+    """Return forecast and measurement of the stages in which adapters were folded in and judged."""
     found = {}
     for item in items:
         stages = {stage["stage"]: stage["peak_rss_bytes"] for stage in item["memory"]["stages"]}
         moments = {moment["name"]: moment["size_bytes"] for moment in item["memory"]["forecast"]["moments"]}
-        if "merge" in stages and "merge" in moments:
-            expected = constants.process_bytes + round((1 + constants.cpu_slack) * moments["merge"])
-            found[item["name"]] = {"measured_bytes": stages["merge"], "forecast_bytes": expected}
+        for moment, stage in FOLDING.items():
+            if stage in stages and moment in moments:
+                expected = constants.process_bytes + round((1 + constants.cpu_slack) * moments[moment])
+                found[f"{item['name']}: {stage}"] = {"measured_bytes": stages[stage], "forecast_bytes": expected}
     return found
 
 

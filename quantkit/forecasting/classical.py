@@ -18,7 +18,7 @@ from quantkit.spec import QuantizationSpec
 
 COLUMNS = {"7B": "meta-llama/Llama-2-7b-hf", "13B": "meta-llama/Llama-2-13b-hf", "70B": "meta-llama/Llama-2-70b-hf"}
 """Heading → the model whose published sizes are counted."""
-RANK, LENGTH = 16, 1024
+RANK, PAPER_RANK, LENGTH = 16, 64, 1024
 SETTINGS_TEXT = (
     f"Llama-2's sizes; one row of {LENGTH:,} tokens, blocks computed again, LoRA of rank {RANK} on all linear layers, AdamW in"
     " 32 bits, trained weights in float32; allocated by tensors, CUDA's context and fragmentation not counted"
@@ -64,10 +64,10 @@ def classical_rows() -> tuple[Row, ...]:
         Row(way="LoRA", ours_gib=_sizes(lora), theirs=("16 GB", "32 GB", "160 GB"), source=FACTORY),
         Row(way="QLoRA", ours_gib=_sizes(lora, spec=NF4), theirs=("6 GB", "12 GB", "48 GB"), source=FACTORY),
         Row(
-            way="QLoRA, states paged",
-            ours_gib=_sizes(AdapterPlan(r=64), spec=NF4, optim="paged_adamw_32bit"),
+            way=f"QLoRA, rank {PAPER_RANK}, states paged",
+            ours_gib=_sizes(AdapterPlan(r=PAPER_RANK), spec=NF4, optim="paged_adamw_32bit"),
             theirs=("–", "–", "below 48 GB"),
-            source=f"{QLORA_PAPER}; rank 64, as ours",
+            source=QLORA_PAPER,
         ),
     )
 
@@ -75,7 +75,7 @@ def classical_rows() -> tuple[Row, ...]:
 def differences() -> list[str]:
     """Return why the published numbers are not ours, from the counted items."""
     full, lora, qlora = (_forecast("meta-llama/Llama-2-7b-hf", **case) for case in _cases())
-    paper = _forecast("huggyllama/llama-65b", adapter=AdapterPlan(r=64), spec=NF4, optim="paged_adamw_32bit")
+    paper = _forecast("huggyllama/llama-65b", adapter=AdapterPlan(r=PAPER_RANK), spec=NF4, optim="paged_adamw_32bit")
     step = full.moment("backward").items
     adapters = sum(lora.moment("step").items[name] for name in ("adapters", "gradients", "optimizer states"))
     shared = (lora.moment("step").items.keys() & lora.moment("backward").items.keys()) - {"gradients"}
@@ -87,8 +87,8 @@ def differences() -> list[str]:
         f" ({_gib(adapters)} here) and activations ({_gib(kept)})",
         f"QLoRA: NF4 takes 4.13 bits with its scales; embeddings and head stay in 16 bits: {_gib(_held(qlora))} at 7B, where"
         f" half a byte a parameter would be {_gib(qlora.shape.parameters // 2)}",
-        f"the paper's 65B model (LLaMA-65B) at rank 64 with paged states: {_gib(paper.allocated_bytes)} by our counting, which"
-        " fits the 48 GB it was trained on",
+        f"the paper's 65B model (LLaMA-65B) at rank {PAPER_RANK} with paged states: {_gib(paper.allocated_bytes)} by our"
+        " counting, which fits the 48 GB it was trained on",
     ]
 
 

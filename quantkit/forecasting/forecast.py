@@ -12,23 +12,20 @@ from typing import Any
 from quantkit.forecasting.activations import activations
 from quantkit.forecasting.adapters import adapter_size
 from quantkit.forecasting.constants import CONSTANTS, Constants
+from quantkit.forecasting.folding import end_of_run, streaming_bytes
 from quantkit.forecasting.items import (
     adapter_weights,
     backward_items,
     beside_gpus,
     casting,
-    comparing,
     earlier_gradients,
     held_activations,
     held_weights,
     loaded_weights,
-    merging,
     norming,
     quantizing,
     reading,
-    saving,
     step_work,
-    streaming_bytes,
     trial,
     workspace,
     written_bytes,
@@ -187,9 +184,7 @@ def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants 
         moments.append(Moment("end", loaded | adapters | {"optimizer states": on_device} | cast))
     if settings.quantizes_base:
         moments.insert(0, Moment("quantize", quantizing(shape, settings)))
-    if settings.merges:
-        moments.append(Moment("merge", max(merging(shape), comparing(shape, settings), key=lambda items: sum(items.values()))))
-        moments.append(Moment("save", saving(shape, settings)))
+    moments += [Moment(name, items) for name, items in end_of_run(shape, settings, {**loaded, **adapters}).items()]
     found, devices = _per_device(moments, shape, settings, weights)
     offloaded = kept.kept(settings.with_changes(offload=False), shape.blocks) if settings.offload else 0
     return Forecast(

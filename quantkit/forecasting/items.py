@@ -5,18 +5,14 @@ Apart from `quantkit.forecasting.forecast`, which says when they live together.
 
 from collections.abc import Mapping
 
-from quantkit.fidelity import PROBE_TOKENS
 from quantkit.forecasting.activations import Activations
 from quantkit.forecasting.adapters import AdapterSize
 from quantkit.forecasting.constants import Constants
+from quantkit.forecasting.folding import merging
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
 from quantkit.forecasting.storage import UNPACKED, held_bytes, stored_bytes
 from quantkit.spec import DENSE_BITS
-
-COMPARED = 14
-"""Tensors of logits that a comparison takes. Those of base, adapter and folded model and six in the divergence are nine; as
-measured on four models (`benchmarks/forecast.py`) it is 12.1 to 14.2, as the heap holds what is freed between them."""
 
 TRIED = 98
 """Positions whose logits live in float64 when layouts are tried: rows alone, the same padded, and these in float32."""
@@ -39,9 +35,10 @@ def frozen_weights(shape: ModelShape, settings: RunSettings, held: str) -> dict[
 
 
 def beside_gpus(shape: ModelShape, settings: RunSettings, loaded: Mapping[str, int], offloaded: int, paged: int) -> int:
-    """Return what lies on the CPU beside GPUs: with FSDP2 each process loads the base there, and the first folds in there."""
+    """Return what lies on the CPU beside GPUs: with FSDP2 each process loads the base there; where adapters are folded in in
+    memory, the first process does it there."""
     whole = settings.processes * sum(loaded.values()) if settings.strategy == "fsdp" else 0
-    folding = sum(merging(shape).values()) if settings.strategy == "fsdp" and settings.merges else 0
+    folding = sum(merging(shape).values()) if settings.strategy == "fsdp" and settings.folds_in_memory else 0
     return max(whole, folding, offloaded + paged)
 
 
@@ -136,34 +133,6 @@ def quantizing(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
     dense = {"the base, dense": shape.parameters * DENSE_BITS[settings.plan.compute_dtype] // 8}
     inputs = 2 * 4 * settings.calibration_tokens * shape.width
     return dense | {"a block with its statistics": block} | ({"inputs of a block": inputs} if inputs else {})
-
-
-def merging(shape: ModelShape) -> dict[str, int]:
-    """Return what folding in takes in memory: a float32 model, and the copies of the tensor that is being made."""
-    layer = max((layer.weights for layer in shape.linears), default=0)
-    return {
-        "the folded model in float32": 4 * shape.parameters,
-        "the tensor being made": max(3 * 4 * layer, 2 * shape.embeddings),
-    }
-
-
-def comparing(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
-    """Return what comparing the folded model with the trained one takes: logits of `PROBE_TOKENS`, always on the CPU."""
-    folded = {"the folded model in float32": 4 * shape.parameters}
-    compared = COMPARED * PROBE_TOKENS * shape.vocabulary * 4
-    return folded | ({"logits that are compared": compared} if settings.device == "cpu" else {})
-
-
-def streaming_bytes(shape: ModelShape) -> int:
-    """Return what `quantkit merge` holds at most: the float32 copies of one layer, or one tensor and its cast."""
-    layer = max((layer.weights for layer in shape.linears), default=0)
-    return max(3 * 4 * layer, 2 * 2 * max(shape.embeddings, shape.largest))
-
-
-def saving(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
-    """Return what saving takes: the model in its storage type, and the saved one beside it for comparison."""
-    wide = DENSE_BITS[settings.save_dtype] // 8
-    return {"the model to be saved": wide * shape.parameters, "the same, loaded again to compare": wide * shape.parameters}
 
 
 def written_bytes(shape: ModelShape, settings: RunSettings, size: AdapterSize) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from quantkit.errors import UsageError
 from quantkit.forecasting.storage import UNPACKED
+from quantkit.merging.decoding import LEAVES
 from quantkit.plan import AdapterPlan, QuantizationPlan
 from quantkit.spec import DENSE_BITS
 
@@ -62,7 +63,9 @@ class RunSettings:
     """Data type of frozen embeddings, head and norms where it is another than the rest's, as PEFT's preparation of quantized
     models makes it; None: the same."""
     merges: bool = True
-    """Whether the run folds its adapters into a float32 copy of the model at its end."""
+    """Whether the run folds its adapters in at its end."""
+    folds_in_memory: bool = False
+    """Whether it does so in a float32 copy of the whole model, not tensor by tensor from files."""
     save_dtype: str = "bfloat16"
     processes: int = 1
     """GPUs, or processes on a CPU."""
@@ -169,10 +172,17 @@ class RunSettings:
             "offload": config.activation_offloading,
             "strategy": _strategy(config, known.get("processes", 1)),
             "merges": merges,
+            "folds_in_memory": merges and _folds_in_memory(config, plan),
             "save_dtype": config.save_dtype,
             "steps": config.max_steps if config.max_steps > 0 else None,
         }
         return cls(plan=plan, device=device.partition(":")[0], arithmetic=arithmetic, **(settings | known))
+
+
+def _folds_in_memory(config: "RunConfig", plan: QuantizationPlan) -> bool:
+    """Return whether files do not tell the folded model: rounded again, a base that PiSSA changed, a format not decoded."""
+    undecoded = plan.spec.is_quantized and plan.spec.format not in LEAVES and config.merge != "base"
+    return config.merge == "requantized" or plan.adapter.init_lora_weights == "pissa" or undecoded
 
 
 def _strategy(config: "RunConfig", processes: int) -> Strategy:

@@ -27,10 +27,10 @@ def test_with_room_nothing_is_given_up():
     assert found[0].forecast.settings == START
 
 
-def test_batches_recomputing_and_folding_in_go_before_the_bases_precision():
+def test_batches_and_recomputing_go_before_the_bases_precision():
     found = first(10)[0]
     assert found.forecast.settings.plan.method == "NoQuant"
-    assert found.given_up == ("batches of 1, 8 of them a step", "recompute selective", "folded in afterwards (quantkit merge)")
+    assert found.given_up == ("batches of 1, 8 of them a step", "recompute selective")
 
 
 def test_preferring_speed_gives_up_precision_before_recomputing():

@@ -68,12 +68,34 @@ def test_the_peak_is_the_largest_moment_and_what_is_not_counted_stands_beside_it
     assert found.interval == (round(0.9 * found.peak_bytes), round(1.2 * found.peak_bytes))
 
 
-def test_a_run_that_folds_in_holds_the_model_in_float32_and_one_that_keeps_its_adapter_does_not():
-    folded, kept = (forecast_run(SHAPE, settings(NF4, merges=merges)) for merges in (True, False))
-    assert folded.moment("merge").items["the folded model in float32"] == 4 * PARAMETERS
-    assert {moment.name for moment in folded.moments} - {moment.name for moment in kept.moments} == {"merge", "save"}
-    assert folded.to_dict()["streaming_merge_bytes"] < folded.moment("merge").size_bytes / 5
+def test_a_run_folds_in_tensor_by_tensor_and_only_in_memory_holds_the_model_in_float32():
+    ways = ({"merges": False}, {"merges": True}, {"merges": True, "folds_in_memory": True})
+    kept, folded, whole = (forecast_run(SHAPE, settings(NF4, **way)) for way in ways)
+    names = [{moment.name for moment in found.moments} for found in (kept, folded, whole)]
+    assert names[1] - names[0] == {"observe", "merge", "compare"}
+    assert names[2] - names[0] == {"merge", "save"}
+    assert whole.moment("merge").items["the folded model in float32"] == 4 * PARAMETERS
+    assert folded.to_dict()["streaming_merge_bytes"] == folded.moment("merge").size_bytes < whole.moment("merge").size_bytes / 5
+    assert folded.moment("compare").size_bytes < 4 * PARAMETERS / 2
     assert folded.disk_bytes > 2 * PARAMETERS > kept.disk_bytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "spec", "in_memory"),
+    [
+        ({}, NF4, False),
+        ({"merge": "base"}, NF4, False),
+        ({"merge": "requantized"}, NF4, True),
+        ({"init_lora_weights": "pissa"}, DENSE, True),
+        ({}, NF4.with_changes(format="torchao"), True),
+        ({"merge": "base"}, NF4.with_changes(format="torchao"), False),
+        ({"merge_after_train": False, "merge": "requantized"}, NF4, False),
+    ],
+)
+def test_what_files_do_not_tell_is_folded_in_in_memory(changes, spec, in_memory):
+    config = RunConfig(model_name_or_path="model", lora_r=16, **changes)
+    made = plan(spec, config.adapter_plan(16))
+    assert RunSettings.of(config, made, device="cpu", arithmetic="float32").folds_in_memory is in_memory
 
 
 def test_of_several_gpus_ddp_copies_fsdp_splits_what_is_frozen_and_device_map_shares_blocks():

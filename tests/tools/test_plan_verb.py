@@ -85,7 +85,7 @@ def test_one_run_names_moments_items_peak_interval_disk_and_time(capsys):
         capsys, "qwen3-8b", "--quant-method", "QLORA", "--device", "cuda", "--max-length", "256", "--tokens-per-s", "100",
         "--max-steps", "10",
     )  # fmt: skip
-    assert [moment["name"] for moment in data["moments"]] == ["load", "start", "trial", "loss", "backward", "step", "merge", "save"]
+    assert [moment["name"] for moment in data["moments"]] == ["load", "start", "trial", "loss", "backward", "step", "observe", "merge", "compare"]
     largest = max(data["moments"], key=lambda moment: moment["size_bytes"])
     assert (data["peak_moment"], data["peak_bytes"]) == (largest["name"], largest["total_bytes"])
     assert data["interval"]["low_bytes"] < data["peak_bytes"] < data["interval"]["high_bytes"]

@@ -5,8 +5,8 @@ from typing import Any, get_args
 
 from quantkit.console import Column, format_bytes, format_duration, say, table
 from quantkit.forecasting.constants import GIB, MIB, Constants
+from quantkit.forecasting.folding import streaming_bytes
 from quantkit.forecasting.forecast import Forecast
-from quantkit.forecasting.items import streaming_bytes
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.timing import Timing
 from quantkit.plan import PEFT_KINDS, PeftKind
@@ -21,7 +21,9 @@ MOMENTS = {
     "backward": "backward pass",
     "step": "optimizer step",
     "end": "weights as they were loaded",
-    "merge": "fold in, in memory",
+    "observe": "ask the trained model",
+    "merge": "fold in",
+    "compare": "ask the folded model",
     "save": "save, load again, compare",
 }
 """Moment → what happens."""
@@ -80,10 +82,13 @@ def _summary(forecast: Forecast, time: Timing, remarks: Iterable[str]) -> list[l
         ["trains", f"{forecast.trained_parameters:,} parameters, computing in {settings.arithmetic} on {settings.device}"],
         ["writes", f"{format_bytes(forecast.disk_bytes)} to disk, one checkpoint counted"],
     ]
-    if settings.merges:
-        streaming = format_bytes(streaming_bytes(forecast.shape))
-        rows.append(["merge", f"{streaming} beside libraries, tensor by tensor: --no-merge-after-train, then quantkit merge"])
-    rows += [["on the CPU", format_bytes(forecast.host_bytes)]] if forecast.host_bytes else []
+    if settings.folds_in_memory:
+        rows.append(
+            ["merge", f"in memory, all of it in float32: {format_bytes(forecast.moment('merge').size_bytes)} beside libraries"]
+        )
+    elif settings.merges:
+        rows.append(["merge", f"tensor by tensor: {format_bytes(streaming_bytes(forecast.shape))} beside libraries and logits"])
+    rows += [["on the CPU", f"{format_bytes(forecast.host_bytes)}: {_beside(settings)}"]] if forecast.host_bytes else []
     rows += [["arithmetic", f"{time.flops_per_token / 1e9:,.2f} GFLOP a token"]]
     if time.rate is None or step_s is None:
         rows.append(["time", "not known: no run here kept a forecast; --measure, or --tokens-per-s N"])
@@ -92,6 +97,18 @@ def _summary(forecast: Forecast, time: Timing, remarks: Iterable[str]) -> list[l
         rows.append(["time", f"{format_duration(step_s)} a step{run} ({time.rate.source})"])
     rows += [["note", note] for note in (*forecast.notes, *remarks)]
     return rows
+
+
+def _beside(settings: RunSettings) -> str:
+    """Return what lies on the CPU beside GPUs, in words."""
+    if settings.strategy == "fsdp":
+        return f"the base, loaded by each of the {settings.processes} processes before it is split"
+    return " and ".join(
+        [
+            *(["activations"] if settings.offload else []),
+            *(["paged optimizer states"] if settings.optim.startswith("paged") else []),
+        ]
+    )
 
 
 def parameters_text(parameters: int) -> str:
@@ -105,7 +122,7 @@ def parameters_text(parameters: int) -> str:
 
 def settings_text(settings: RunSettings) -> str:
     """Return what of the settings decides memory, in words."""
-    parts = [f"{settings.rows} rows of up to {settings.length} tokens"]
+    parts = [f"{settings.rows} row{'s' * (settings.rows > 1)} of up to {settings.length} tokens"]
     parts += [f"{settings.accumulation} batches a step"] if settings.accumulation > 1 else []
     parts += [f"recompute {settings.recompute}", settings.optim]
     parts += ["activations offloaded"] if settings.offload else []
@@ -152,10 +169,9 @@ def _caption(question: Asked, found: list[Cell]) -> Iterable[str]:
         return
     yield f"peak of training, {_whole(question.device)}: {settings_text(some.settings)}"
     if some.settings.merges:
-        size = max(some.total(some.moment(name)) for name in ("merge", "save"))
         yield (
-            f"folding in at a run's end takes {size / GIB:,.1f} GiB; with --no-merge-after-train, quantkit merge does it later,"
-            f" a tensor at a time, in {format_bytes(streaming_bytes(some.shape))} beside its libraries"
+            f"adapters are folded in at a run's end, a tensor at a time, in {format_bytes(streaming_bytes(some.shape))} beside"
+            " libraries"
         )
     known = question.constants.coverage is not None
     said = f"forecasts come with an interval, {coverage(question.constants)}" if known else f"forecasts are {GUESS}"
