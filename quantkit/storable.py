@@ -60,7 +60,7 @@ def store_dense_as(model: Any, dtype: str, *, lm_head_dtype: str | None = None) 
             if parameter is None or type(parameter) is not torch.nn.Parameter or not parameter.is_floating_point():
                 continue
             wanted = lm_head_dtype or dtype if parameter is head_weight or module is head else dtype
-            if parameter.element_size() >= 2 and not _belongs_to_quantized(module, name):
+            if parameter.element_size() >= 2 and not belongs_to_quantized(module, name):
                 parameter.data = parameter.data.to(getattr(torch, wanted))
     config = bare_model(model).config
     config.dtype = getattr(torch, dtype)
@@ -121,7 +121,7 @@ def _stored_bytes(tensors: Mapping[str, Any]) -> int:
     return sum({(tensor.data_ptr(), tensor.nbytes): tensor.nbytes for tensor in tensors.values()}.values())
 
 
-def _belongs_to_quantized(module: Any, name: str) -> bool:
+def belongs_to_quantized(module: Any, name: str) -> bool:
     """Whether a floating parameter is part of a quantized layer's storage (scales, zero points) rather than a dense weight."""
     from quantkit.backends import layer_facts
     from quantkit.layers import is_linear

@@ -48,6 +48,7 @@ def test_a_missing_folder_is_one_line_and_not_looked_for_on_the_hub(path):
 
 
 def test_a_missing_hub_id_names_both_possibilities(monkeypatch):
+    monkeypatch.setattr("quantkit.hub._found", [""])  # as if the hub had answered
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError, match=r"^nobody/nothing: no such folder, and the hub gave no model of this name") as caught:
         load_dense("nobody/nothing")

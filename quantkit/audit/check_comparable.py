@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from quantkit.audit.facts import Finding, Measured, Severity, listed
+from quantkit.computing import OF_WEIGHTS
 from quantkit.evaluation.pairing import HARMLESS, TOLD
 
 DECISIVE = ("max_new_tokens", "num_fewshot", "task_version", "limit", "chat_template", "decoding", "temperature", "do_sample")
@@ -28,7 +29,8 @@ def settings_differ(group: Sequence[Measured]) -> Iterator[Finding]:
         severity = _weight(group[0].source, name)
         if severity is None:
             continue
-        values = {f"{index}": item.settings.get(name, "not said") for index, item in enumerate(group)}
+        compared = [item for item in group if not (name == "dtype" and item.settings.get("dtype_reason") == OF_WEIGHTS)]
+        values = {f"{index}": item.settings.get(name, "not said") for index, item in enumerate(compared)}
         yield from _differ(group, name, values, severity)
 
 

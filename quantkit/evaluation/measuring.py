@@ -51,6 +51,8 @@ class Setup:
     """Prompts timed one at a time; None chooses (`quantkit.evaluation.cost.latency_prompts`)."""
     journals: Journals | None = None
     """Where finished answers are kept for a run that breaks off."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the numbers depend on beyond all this: how the model was loaded."""
 
     @property
     def vocabulary(self) -> int:
@@ -143,6 +145,7 @@ def _journal(setup: Setup, task: Task, requests: Sequence[Any]) -> AbstractConte
         "max_new_tokens": setup.max_new_tokens,
         "dtype": str(setup.model.dtype),
         "device": str(setup.model.device),
+        **setup.settings,
         "version": __version__,
     }
     return setup.journals.open(task.name, key)

@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from quantkit.errors import UsageError
 from quantkit.evaluation.results import RowResult, TaskResult
 
-HARMLESS = ("batch_size", "device", "reference")
-"""Settings that may differ without a word: they change answers by rounding at most, or concern divergences only."""
+HARMLESS = ("batch_size", "device", "reference", "dtype_reason")
+"""Settings that may differ without a word: they change answers by rounding at most, or are told by another one."""
 TOLD = {
     "system_prompt": "each was asked with its own system prompt",
     "dtype": "they computed in different data types",
+    "integer_kernels": "one of them multiplied integers, the other their rounded values",
 }
 """Settings that may differ because they belong to a model; the comparison says so."""
 

@@ -6,7 +6,7 @@ are in no number but its own.
 """
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,13 +36,15 @@ def evaluate_model(
     compared_later: bool = False,
     latency_prompts: int | None = 0,
     journals: Journals | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[TaskResult]:
     """Return one result per task; `seed` drives the bootstrap, decoding is greedy and needs none.
 
     With a `reference` each result also says how far the model is from it (`compare_with_reference`). With `compared_later` the
     caller does that; a task that asks for divergence lacks its main score until then. `latency_prompts` of each task are timed
     one at a time (None chooses how many). With `journals` answers are kept as they end, and those of a run that broke off are
-    taken over; who has filed a result discards its journal.
+    taken over; who has filed a result discards its journal. `settings` say what else the numbers depend on, of how the model
+    was loaded; they are kept with each result.
 
     Raises:
         UsageError: two tasks share a name, a number is out of range, rows do not fit the model's context, or a task asks for
@@ -66,6 +68,7 @@ def evaluate_model(
         log=log,
         latency_prompts=latency_prompts,
         journals=journals,
+        settings=settings or {},
     )
     results = [_evaluate_task(setup, task) for task in tasks]
     if reference is None:
@@ -135,6 +138,7 @@ def _evaluate_task(setup: Setup, task: Task) -> TaskResult:
             "batch_size": setup.batch_size,
             **measured.settings,
             "dtype": str(setup.model.dtype).removeprefix("torch."),
+            **setup.settings,
             "device": str(setup.model.device),
             "system_prompt": task.system_prompt,
             **task.settings(),

@@ -5,9 +5,9 @@ Only JSON is fetched here; weights are looked at when they lie in the local cach
 
 import re
 from pathlib import Path
-from typing import Any
 
 from quantkit.errors import UsageError
+from quantkit.hub import fetch
 
 SMALL_FILES = (
     "config.json",
@@ -35,7 +35,8 @@ def describe_hub_id(repo_id: str, revision: str | None = None) -> Path:
     Raises:
         UsageError: no such id, no network and not in the cache, or no access; one line.
     """
-    return _snapshot(repo_id, revision, allow_patterns=list(SMALL_FILES))
+    _require_hub_id(repo_id)
+    return fetch(repo_id, patterns=list(SMALL_FILES), revision=revision)
 
 
 def cached_folder(repo_id: str, revision: str | None = None) -> Path:
@@ -44,20 +45,16 @@ def cached_folder(repo_id: str, revision: str | None = None) -> Path:
     Raises:
         UsageError: it is not there.
     """
-    return _snapshot(repo_id, revision, local_files_only=True)
-
-
-def _snapshot(repo_id: str, revision: str | None, **how: Any) -> Path:
-    if not is_hub_id(repo_id):
-        raise UsageError(f"{repo_id}: no such file or folder, and no hub id (owner/name) either")
+    _require_hub_id(repo_id)
     import huggingface_hub
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined, unused-ignore]
 
     try:
-        disable_progress_bars()
-        return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, **how))
-    except Exception as error:  # the hub client raises its own, its transport's and the system's errors
+        return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, local_files_only=True))
+    except Exception as error:  # the hub client raises its own and the system's errors
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
-        raise UsageError(f"{repo_id}: no such folder here, and not to be had from the hub ({reason})") from None
-    finally:
-        enable_progress_bars()
+        raise UsageError(f"{repo_id}: no such folder here, and not in the hub's cache ({reason})") from None
+
+
+def _require_hub_id(text: str) -> None:
+    if not is_hub_id(text):
+        raise UsageError(f"{text}: no such file or folder, and no hub id (owner/name) either")

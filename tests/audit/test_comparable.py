@@ -62,3 +62,23 @@ def test_our_results_are_put_side_by_side_as_comparisons_allow(
     other = files.changed(files.quantkit_result(right=50, artifact="ef" * 32), place, value)
     files.write_json(tmp_path / "b.json", other)
     expect(audit(tmp_path), expected)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "complains"),
+    [
+        (("bfloat16", "of the device"), ("float32", "of the weights"), False),
+        (("bfloat16", "of the device"), ("float32", "asked for"), True),
+        (("bfloat16", "of the device"), ("float32", None), True),
+        (("float16", "of the weights"), ("float32", "of the weights"), False),
+    ],
+)
+def test_a_data_type_that_the_weights_ask_for_is_no_mixture(
+    here: tuple[str, str | None], there: tuple[str, str | None], complains: bool, tmp_path: Path
+) -> None:
+    for name, (dtype, reason), artifact in (("a", here, "ab" * 32), ("b", there, "ef" * 32)):
+        said = {"dtype": dtype} | ({"dtype_reason": reason} if reason else {})
+        result = files.quantkit_result(right=30 if name == "a" else 50, artifact=artifact)
+        files.write_json(tmp_path / f"{name}.json", result | {"settings": result["settings"] | said})
+    found = [item.found for item in audit(tmp_path) if item.check == "different settings"]
+    assert bool(found) == complains

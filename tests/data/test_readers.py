@@ -191,6 +191,7 @@ def test_hub_rows_come_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None
         found = datasets.Dataset.from_list(ROWS)
         return found.to_iterable_dataset() if options["streaming"] else found
 
+    monkeypatch.setattr("quantkit.hub._found", [""])
     monkeypatch.setattr(datasets, "load_dataset", load)
     rows = read_rows("arc", split="validation")
     assert rows.rows == ROWS
@@ -205,18 +206,19 @@ def test_hub_rows_come_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_empty_hub_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
+    monkeypatch.setattr("quantkit.hub._found", [""])
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [])
     with pytest.raises(UsageError, match="data set google/boolq@train holds no rows"):
         read_rows("boolq")
 
 
 def test_without_a_network_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from quantkit.data import hub
-
-    monkeypatch.setattr(hub, "_reachable", lambda _: False)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr("quantkit.hub._found", ["nobody answers"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     with pytest.raises(
-        UsageError, match=r"data set google/boolq@train cannot be loaded from the hub .*give local files"
+        UsageError, match=r"^google/boolq: no such .* the hub cannot be asked: nobody answers.*give local files"
     ) as caught:
         read_rows("boolq")
     assert "\n" not in str(caught.value)

@@ -236,6 +236,7 @@ def test_hub_ids_are_described_by_their_small_files(tmp_path: Path, monkeypatch:
 
     import huggingface_hub
 
+    monkeypatch.setattr("quantkit.hub._found", [""])
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     detection = found("org/Model-GPTQ")
     assert (detection.path, detection.format, detection.revision) == ("org/Model-GPTQ", "gptq", "0123abc")
@@ -247,6 +248,8 @@ def test_hub_ids_are_described_by_their_small_files(tmp_path: Path, monkeypatch:
 
 def test_a_hub_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
+
+    monkeypatch.setattr("quantkit.hub._found", [""])
 
     def download(*arguments: object, **settings: object) -> str:
         raise ConnectionError("no\nroute " + "x" * 1000)

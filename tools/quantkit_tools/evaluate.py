@@ -17,6 +17,7 @@ from quantkit.errors import UsageError
 from quantkit.evaluation.results import ArtifactResult, TaskResult
 from quantkit_registry.store import RESULTS, Registry
 from quantkit_tools.evaluate_compare import check_baseline, compare_artifacts, show_comparisons, warn_degenerate
+from quantkit_tools.evaluate_computing import check_computing, load_opened, settle
 from quantkit_tools.evaluate_harness import check_harness, run_harness
 from quantkit_tools.evaluate_reference import open_reference
 from quantkit_tools.small_flags import read_small_flags
@@ -67,6 +68,12 @@ class Flags:
     """Draws the rows of --limit and the bootstrap of perplexity's interval; decoding is greedy."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    dtype: str = "auto"
+    """Compute in bfloat16, float16 or float32; auto: bfloat16 where the device is fast in it, else float32 (float16 on GPUs),
+    and a wider one only for weights that it would round. So a model and its quantizations are computed alike."""
+    integer_kernels: bool = False
+    """Multiply integers on the CPU, as servers do; for models with int8 weights and int8 activations (DynamicINT8,
+    SmoothQuant). Without it their rounded numbers are multiplied in --dtype."""
     trust_remote_code: bool = False
     """Run model code that comes with a checkpoint."""
     harness: Annotated[str | None, tyro.conf.arg(metavar="TASK[,TASK…]")] = None
@@ -123,15 +130,11 @@ def evaluate_path(flags: Flags, path: str) -> ArtifactResult:
     Raises:
         QuantkitError: the first step that failed says why; nothing is filed then.
     """
-    from quantkit.methods import installed_methods
-    from quantkit.modeling import load_source, resolve_device
-
     opened = open_named(flags, path)
 
     def load(memory: "MemoryLog") -> Any:
-        device = resolve_device(flags.device)
         with memory.stage("load"):
-            return load_source(opened.source, installed_methods(), device=device, trust_remote_code=flags.trust_remote_code)
+            return load_opened(flags, opened)
 
     return score(flags, path, opened, load)
 
@@ -150,6 +153,7 @@ def open_named(flags: Flags, path: str) -> "Opened":
         base=flags.base,
         trust_remote_code=flags.trust_remote_code,
     )
+    check_computing(flags, opened)
     source, statement = opened.detection.evidence[0]
     console.say(f"{opened.name}: {opened.detection.kind}, {opened.source.spec.method} ({source}: {statement})")
     return opened
@@ -187,6 +191,7 @@ def score(flags: Flags, path: str, opened: "Opened", load: Callable[["MemoryLog"
         whole = replace(
             whole, size_bytes=size_on_disk(opened.source.path), bits_per_weight=bits_per_weight(model, opened.source)
         )
+        how = settle(flags, model)
         journals = Journals(registry.root / RESULTS / opened.artifact, fresh=flags.fresh)
         for task in tasks:
             results = evaluate_model(
@@ -200,6 +205,7 @@ def score(flags: Flags, path: str, opened: "Opened", load: Callable[["MemoryLog"
                 compared_later=reference is not None,
                 latency_prompts=flags.latency_prompts,
                 journals=journals,
+                settings=how,
             )
             whole = replace(whole, memory=memory.to_dict(), results=[*whole.results, *results])
             for result in results:
@@ -209,6 +215,7 @@ def score(flags: Flags, path: str, opened: "Opened", load: Callable[["MemoryLog"
 
         def filed(result: TaskResult) -> None:
             nonlocal whole
+            result = replace(result, settings={**result.settings, **how})
             whole = replace(whole, memory=memory.to_dict(), results=[*whole.results, result])
             file_result(registry, whole, result)
 

@@ -14,6 +14,7 @@ from quantkit.files import artifact_hash
 from quantkit_registry.adapters import ADAPTER_CONFIG
 from quantkit_registry.store import Artifact, Registry
 from quantkit_tools.evaluate import Flags
+from quantkit_tools.evaluate_computing import computed_otherwise
 from quantkit_tools.evaluate_reference import HASH_SHOWN, SOURCE
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ NOTHING = "no result"
 def why_pending(found: Mapping[str, Any] | None, task: "Task", flags: Flags, reference: str | None = None) -> str:
     """Return why a filed result does not count as this task's under these settings; empty where it does.
 
-    `reference` is how the name of the model begins that it is to be compared with. Batch size, device and data type are of the
-    machine; every other setting that the result says it depended on must agree.
+    `reference` is how the name of the model begins that it is to be compared with. Batch size, device and, unless
+    one was asked for, data type are of the machine; every other setting that the result says it depended on must agree.
     """
     if found is None:
         return NOTHING
@@ -46,7 +47,7 @@ def why_pending(found: Mapping[str, Any] | None, task: "Task", flags: Flags, ref
     compared = str(settings.get("reference") or "")
     if reference is not None and not compared.startswith(reference):
         return f"its result is compared with {compared or 'no reference model'}, not {reference}"
-    return ""
+    return computed_otherwise(flags, settings)
 
 
 def reference_of(flags: Flags, registry: Registry, artifact: Artifact) -> str | None:

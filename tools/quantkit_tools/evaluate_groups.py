@@ -16,6 +16,7 @@ from quantkit_registry.adapters import ADAPTER_CONFIG
 from quantkit_registry.records import RECORD_FILE
 from quantkit_registry.store import Registry
 from quantkit_tools.evaluate import Flags, evaluate_path, open_named, score
+from quantkit_tools.evaluate_computing import load_opened
 
 if TYPE_CHECKING:
     from quantkit.memory import MemoryLog
@@ -72,17 +73,14 @@ class SharedBase:
 
     def evaluate(self, path: str) -> ArtifactResult:
         """Load an adapter, together with the base if that is not there yet, and score it."""
-        from quantkit.methods import installed_methods
-        from quantkit.modeling import load_source, resolve_device
         from quantkit.switching import add_adapter, use_adapter
 
         flags, opened = self._flags, open_named(self._flags, path)
 
         def load(memory: "MemoryLog") -> Any:
             if self._model is None:
-                device, trust = resolve_device(flags.device), flags.trust_remote_code
                 with memory.stage("load"):
-                    self._model = load_source(opened.source, installed_methods(), device=device, trust_remote_code=trust)
+                    self._model = load_opened(flags, opened)
             else:
                 with memory.stage(SHARED_LOAD):
                     use_adapter(self._model, add_adapter(self._model, opened.source.path))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit import console
 from quantkit.errors import UsageError
 from quantkit_registry.store import Registry
+from quantkit_tools.evaluate_computing import load_opened
 
 if TYPE_CHECKING:
     from quantkit.evaluation.divergence import Reference
@@ -40,7 +41,7 @@ def open_reference(flags: "Flags", opened: "Opened", tokenizer: Any, tasks: "Seq
         return None
     from quantkit.evaluation.divergence import Reference, require_same_vocabulary
     from quantkit.methods import installed_methods
-    from quantkit.modeling import load_source, load_tokenizer, resolve_device
+    from quantkit.modeling import load_tokenizer
     from quantkit_tools.opening import open_path
 
     path = source_of(opened, Registry(flags.registry)) if flags.reference == SOURCE else flags.reference
@@ -56,8 +57,7 @@ def open_reference(flags: "Flags", opened: "Opened", tokenizer: Any, tasks: "Seq
     console.say(f"{opened.name} is compared with {other.name} ({other.detection.kind}, {other.source.spec.method})")
 
     def load() -> Any:
-        device = resolve_device(flags.device)
-        return load_source(other.source, installed_methods(), device=device, trust_remote_code=flags.trust_remote_code)
+        return load_opened(flags, other)
 
     return Reference(f"{other.name} {other.artifact[:HASH_SHOWN]}", load)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from quantkit.errors import UsageError, VerificationError
 from quantkit.files import artifact_hash, sha256_of, verify_manifest
+from quantkit.hub import fetch
 from quantkit.methods import Methods, require_usable
 from quantkit.modeling import ModelSource, resolve_compute_dtype, resolve_device
 from quantkit.plan import AdapterPlan, PlanContext, QuantizationPlan
@@ -171,23 +172,15 @@ def _folder(path: str, registry: Registry, *, trust_remote_code: bool) -> Path:
     for folder in (Path(path).expanduser(), registry.root / path):
         if folder.exists():
             return folder
-    return _fetch(path, None, trust_remote_code=trust_remote_code)
+    return _fetch(path, None, trust_remote_code=trust_remote_code, registry=registry)
 
 
-def _fetch(repo_id: str, revision: str | None, *, trust_remote_code: bool) -> Path:
+def _fetch(repo_id: str, revision: str | None, *, trust_remote_code: bool, registry: Registry | None = None) -> Path:
     """Return the folder of a hub id, fetched as far as it is not in the local cache."""
     if not is_hub_id(repo_id):
         raise UsageError(f"{repo_id}: no such file or folder, and no hub id (owner/name) either")
-    import huggingface_hub
-
-    try:
-        patterns = [*FILES, "*.py"] if trust_remote_code else list(FILES)
-        return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises its own, requests' and the system's errors
-        reason = " ".join(str(error).split())[:160]
-        raise UsageError(
-            f"{repo_id}: no such folder here, and the hub gives no answer: {type(error).__name__}: {reason}"
-        ) from None
+    near = [item.name for item in registry.root.glob("*") if item.is_dir()] if registry else []
+    return fetch(repo_id, patterns=[*FILES, "*.py"] if trust_remote_code else list(FILES), revision=revision, near=near)
 
 
 def _content(folder: Path) -> str:

@@ -20,9 +20,9 @@ from quantkit_tools.sweep_running import Outcome
 
 OF_THE_SWEEP = (
     *("paths", "registry", "method", "base", "device", "trust_remote_code", "pending", "dry_run", "json"),
-    *("fresh", "baseline", "harness", "harness_include", "num_fewshot", "apply_chat_template"),
+    *("fresh", "baseline", "harness", "harness_include", "num_fewshot", "apply_chat_template", "integer_kernels"),
 )
-"""Flags of `quantkit evaluate` that the sweep sets itself, and those that do not go with `--pending`."""
+"""Flags of `quantkit evaluate` that the sweep sets itself, and those that fit some methods only or not `--pending`."""
 PAGE = "report.html"
 
 
