@@ -15,6 +15,7 @@ from quantkit.errors import UsageError, did_you_mean
 from quantkit.options import check_value
 from quantkit.plan import PEFT_KINDS, AdapterPlan, AdapterStart, PeftKind
 from quantkit.ranges import NUMBERS, RANGES
+from quantkit.recompute import AUTO, checked_recompute
 
 DtypeName = Literal["bfloat16", "float16", "float32"]
 MergePolicy = Literal["dequantized", "base", "requantized"]
@@ -111,8 +112,9 @@ class RunConfig:
     """Gradients are scaled down to this norm; 0: never."""
     optim: str | None = None
     """Optimizer, as transformers spells it (adamw_torch, paged_adamw_8bit, …); None: the method's choice."""
-    recompute: Literal["none", "selective", "full"] = "none"
-    """What the backward pass computes again instead of keeping it: nothing, MLPs, or whole decoder blocks."""
+    recompute: str = AUTO
+    """What the backward pass computes again instead of keeping it: none; selective, MLPs; full, whole decoder blocks; of the
+    first so many blocks, full:12 or full:12,selective:8; auto, none where the run fits without, else the least that fits."""
     gradient_checkpointing: bool = False
     """The same as recompute full."""
     activation_offloading: bool = False
@@ -189,9 +191,10 @@ class RunConfig:
             raise UsageError(
                 "settings: accept_changes is set and resume_from_checkpoint is off; it says what a resumed run may do otherwise"
             )
-        if self.gradient_checkpointing and self.recompute == "selective":
+        object.__setattr__(self, "recompute", checked_recompute(self.recompute))
+        if self.gradient_checkpointing and self.recompute not in (AUTO, "none", "full"):
             raise UsageError(
-                "settings: recompute is selective and gradient_checkpointing is on, which means full; leave out one"
+                f"settings: recompute is {self.recompute} and gradient_checkpointing is on, which means full; leave out one"
             )
         nameable = [*(name for name in self.to_dict() if name not in NOT_IN_NAMES), *self.method_options]
         for name in self.name_settings:

@@ -6,6 +6,7 @@ compares the counts with what autograd really holds). The usual formula, 34 byte
 queries nor gated MLPs, adapters or recomputing.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from quantkit.adapters import ATTENTION
@@ -13,6 +14,7 @@ from quantkit.forecasting.adapters import AdapterSize
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import LinearShape, ModelShape
 from quantkit.forecasting.storage import UNPACKED
+from quantkit.recompute import Recompute, mlp_owner
 from quantkit.spec import QuantizationSpec
 from quantkit.training.tiles import tile_rows
 
@@ -47,23 +49,30 @@ class Activations:
     """Gradients of a block's widest part that live at once in its backward pass."""
     dequantized: int
     """The widest weight in the data type of the arithmetic, where the held one is another; with DoRA, times its factors too."""
+    recomputed: Recompute
+    """Which blocks are computed again."""
 
     def kept(self, settings: RunSettings, blocks: int) -> int:
-        """Return what so many blocks keep at the end of a forward pass."""
-        if settings.offload:
-            return self.boundary
-        each = {
-            "none": self.attention + self.mlp,
-            "selective": self.attention + self.mlp_input,
-            "full": self.boundary,
-        }
-        return blocks * each[settings.recompute]
+        """Return what the first so many blocks keep at the end of a forward pass.
 
-    def again(self, settings: RunSettings) -> int:
-        """Return what the backward pass of one block holds beside what was kept: what it computed, or fetched, again."""
+        Inputs of what is computed again are not offloaded (`quantkit.training.offload`), as autograd does not hold them.
+        """
+        some = self.recomputed.within(blocks)
+        if settings.offload:
+            return self.boundary + some.full * self.boundary + some.selective * self.mlp_input
+        whole = (blocks - some.full - some.selective) * (self.attention + self.mlp)
+        return whole + some.selective * (self.attention + self.mlp_input) + some.full * self.boundary
+
+    def again(self, settings: RunSettings, number: int = 0) -> int:
+        """Return what the backward pass of a block holds beside what was kept: what it computed, or fetched, again."""
         if settings.offload:
             return self.attention + self.mlp
-        return {"none": 0, "selective": self.mlp, "full": self.attention + self.mlp}[settings.recompute]
+        return {"none": 0, "selective": self.mlp, "full": self.attention + self.mlp}[self.recomputed.kind(number)]
+
+    def turns(self, blocks: int) -> Iterator[int]:
+        """Yield how many blocks the backward pass has before it where it comes to blocks of another kind, and where it ends."""
+        full, selective = self.recomputed.full, self.recomputed.selective
+        yield from sorted({count for count in (full + selective, full) if 1 < count < blocks} | {1}, reverse=True)
 
 
 def activations(shape: ModelShape, settings: RunSettings, size: AdapterSize) -> Activations:
@@ -83,7 +92,28 @@ def activations(shape: ModelShape, settings: RunSettings, size: AdapterSize) -> 
         weight_copies=_weight_copies(shape, settings, mlp),
         backward=tokens * routed * wide * max(2 * shape.intermediate, 3 * shape.width),
         dequantized=_dequantized(shape, settings, first),
+        recomputed=recomputed_blocks(shape, settings),
     )
+
+
+def recomputed_blocks(shape: ModelShape, settings: RunSettings) -> Recompute:
+    """Return which blocks are computed again; no MLP alone where blocks have no module for it.
+
+    Raises:
+        UsageError: more blocks are named than the model has.
+    """
+    asked = Recompute.of(settings.recompute, shape.blocks)
+    return asked if asked.selective == 0 or has_mlps(shape) else Recompute(asked.full)
+
+
+def has_mlps(shape: ModelShape) -> bool:
+    """Return whether blocks have a module for the MLP alone, which `selective` computes again."""
+    layers = list(shape.block_of(0))
+    if not layers:
+        return False
+    parts = layers[0].name.split(".")
+    block = ".".join(parts[: parts.index("0") + 1])
+    return mlp_owner({layer.name: max(layer.inputs, layer.outputs) for layer in layers}, block) is not None
 
 
 def _attention(shape: ModelShape, settings: RunSettings, size: AdapterSize, layers: list[LinearShape]) -> int:
@@ -168,7 +198,7 @@ def _needs_input(layers: list[LinearShape], settings: RunSettings, size: Adapter
 def _last(shape: ModelShape, settings: RunSettings) -> int:
     tokens, wide, whole = settings.batch_tokens, settings.computes_in_bytes, settings.adapter.kind == "NoPeft"
     norm = tokens * _norm(shape.width, settings)
-    if not whole and settings.recompute != "full":
+    if not whole and not recomputed_blocks(shape, settings).full:
         norm -= tokens * _norm(shape.width, settings)  # the first block's first norm sees embeddings, which are not trained
     states = 0
     if settings.logits == "tiles" and settings.learnt_tokens > tile_rows(shape.vocabulary):
@@ -196,14 +226,15 @@ def _dequantized(shape: ModelShape, settings: RunSettings, layers: list[LinearSh
     if settings.adapter.kind == "NoPeft":
         return 0
     wide = settings.computes_in_bytes
-    as_it_is = settings.held_dtype(shape.dtype) == settings.arithmetic and not _stays_quantized(settings.plan.spec)
+    as_it_is = settings.held_dtype(shape.dtype) == settings.arithmetic and not stays_quantized(settings.plan.spec)
     copies = 0 if as_it_is else wide
     if settings.adapter.kind == "DoRa":  # times the factors of its rows in float32, and that in the arithmetic's type
         copies += 4 + (wide if wide < 4 else 0)
     return max((layer.weights for layer in layers), default=shape.largest) * copies
 
 
-def _stays_quantized(spec: QuantizationSpec) -> bool:
+def stays_quantized(spec: QuantizationSpec) -> bool:
+    """Return whether layers stay in the method's own format while training."""
     return spec.is_quantized and spec.format not in UNPACKED
 
 
@@ -211,10 +242,9 @@ def _weight_copies(shape: ModelShape, settings: RunSettings, mlp: list[LinearSha
     """Return the copies of trained weights that stay until the backward pass; blocks computed again make theirs again."""
     if settings.adapter.kind != "NoPeft" or settings.computes_in_bytes >= settings.trained_bytes:
         return 0
-    head = 0 if shape.head is None else shape.head.weights
-    again = shape.blocks * sum(layer.weights for layer in mlp)
-    layers = {"none": shape.linear_weights, "selective": shape.linear_weights - again, "full": 0}[settings.recompute]
-    return (layers + head) * settings.computes_in_bytes
+    head, again = 0 if shape.head is None else shape.head.weights, recomputed_blocks(shape, settings)
+    whole = shape.linear_weights * (shape.blocks - again.full) // shape.blocks
+    return (whole - again.selective * sum(layer.weights for layer in mlp) + head) * settings.computes_in_bytes
 
 
 def _in_attention(layer: LinearShape) -> bool:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from quantkit.forecasting.constants import Constants
-from quantkit.forecasting.forecast import Forecast, forecast_run
-from quantkit.forecasting.nearest import lighter
+from quantkit.forecasting.forecast import Forecast
+from quantkit.forecasting.nearest import lighter, settle
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
 from quantkit.plan import QuantizationPlan
@@ -53,14 +53,12 @@ def fits(
         found: list[tuple[tuple[int, int], Fit]] = []
         for number, plan in enumerate(plans):
             tried = settings.with_changes(plan=plan.with_changes(adapter=settings.adapter), optim=_optim(start, plan))
-            steps = _lighter(tried)
-            lightest = forecast_run(shape, steps[-1], constants)
-            if lightest.peak_bytes > room_bytes:
-                continue
-            forecasts = (forecast_run(shape, item, constants) for item in steps)
-            place, first = next(pair for pair in enumerate(forecasts) if pair[1].peak_bytes <= room_bytes)
-            key = (number, place) if prefer == "quality" else (place, number)
-            found.append((key, Fit(first, given_up(start, first.settings))))
+            for place, step in enumerate(_lighter(tried)):
+                first = settle(shape, step, constants, lambda other: other.peak_bytes <= room_bytes)
+                if first is not None:
+                    key = (number, place) if prefer == "quality" else (place, number)
+                    found.append((key, Fit(first, given_up(start, first.settings))))
+                    break
         if found:
             yield from (fit for _, fit in sorted(found, key=lambda pair: pair[0]))
             return
@@ -88,13 +86,13 @@ def _optim(start: RunSettings, plan: QuantizationPlan) -> str:
     return plan.optim or DEFAULT_OPTIM if start.optim == own else start.optim
 
 
-def _lighter(settings: RunSettings) -> list[RunSettings]:
+def _lighter(settings: RunSettings) -> list[tuple[RunSettings, bool]]:
     """Return settings that learn the same with less and less memory, those as asked first; 8-bit states come last."""
-    same = [settings, *lighter(settings)]
+    same = list(lighter(settings))
     if settings.optim.endswith("8bit"):
         return same
     name = f"paged_{SMALL_OPTIMIZER.replace('_bnb', '')}" if settings.device != "cpu" else SMALL_OPTIMIZER
-    return [*same, *(item.with_changes(optim=name) for item in same)]
+    return [*same, *((item.with_changes(optim=name), again) for item, again in same)]
 
 
 def given_up(before: RunSettings, after: RunSettings) -> tuple[str, ...]:

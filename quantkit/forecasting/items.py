@@ -65,15 +65,21 @@ def held_activations(kept: Activations, settings: RunSettings, shape: ModelShape
 
 
 def backward_items(kept: Activations, settings: RunSettings, shape: ModelShape, gradients: int) -> dict[str, int]:
-    """Return the larger of the beginning of a backward pass and its end, when all gradients are there."""
-    work = {
-        "activations computed again": kept.again(settings),
-        "gradients of activations": kept.backward,
-        "dequantized weight": kept.dequantized,
-    }
-    begin = held_activations(kept, settings, shape) | work | earlier_gradients(settings, gradients)
-    end = {"activations": kept.kept(settings, 1)} | work | {"gradients": gradients}
-    return max(begin, end, key=lambda items: sum(items.values()))
+    """Return the largest of a backward pass: its beginning, where other blocks are computed again, or its end."""
+    earlier = earlier_gradients(settings, gradients)
+
+    def work(count: int) -> dict[str, int]:
+        return {
+            "activations computed again": kept.again(settings, count - 1),
+            "gradients of activations": kept.backward,
+            "dequantized weight": kept.dequantized,
+        }
+
+    found = [held_activations(kept, settings, shape) | work(shape.blocks) | earlier]
+    for count in kept.turns(shape.blocks):
+        made = {"gradients": gradients if count == 1 else gradients * (shape.blocks - count) // shape.blocks} | earlier
+        found.append({"activations": kept.kept(settings, count)} | work(count) | made)
+    return max(found, key=lambda items: sum(items.values()))
 
 
 def step_work(settings: RunSettings, size: AdapterSize) -> int:

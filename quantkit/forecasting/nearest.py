@@ -1,51 +1,66 @@
 """Which settings that learn the same thing fit into the memory that is there?
 
-First batches become smaller, and more of them make a step, which computes nothing twice; then MLPs, then whole blocks are
-computed again. Losses stay the same either way, so a run may even resume with them. Last, the adapter is kept, to be folded
-in tensor by tensor afterwards (`quantkit merge`). Shorter rows, smaller ranks or another method change what is learnt; those
-are for `quantkit plan --fit`, where somebody chooses.
+First batches become smaller, and more of them make a step, which computes nothing twice; then, in the smallest batches, as much
+is computed again as it takes (`quantkit.forecasting.choice`). Losses stay the same either way, so a run may even resume with
+them. Last, the adapter is kept, to be folded in tensor by tensor afterwards (`quantkit merge`). Shorter rows, smaller ranks or
+another method change what is learnt; those are for `quantkit plan --fit`, where somebody chooses.
 """
 
 import math
 from collections.abc import Callable, Iterator
 
-from quantkit.forecasting.forecast import STEP, Forecast, forecast_run
+from quantkit.forecasting.choice import least_recompute
+from quantkit.forecasting.constants import Constants
+from quantkit.forecasting.forecast import Forecast, forecast_run
 from quantkit.forecasting.settings import RunSettings
+from quantkit.forecasting.shape import ModelShape
 
-RECOMPUTE = ("none", "selective", "full")
 FLAGS = {
     "rows": "--per-device-train-batch-size",
     "accumulation": "--gradient-accumulation-steps",
     "recompute": "--recompute",
 }
+Fits = Callable[[Forecast], bool]
+Needs = Callable[[Forecast], int]
 
 
-def nearest(
-    forecast: Forecast, room_bytes: int, *, needs: Callable[[Forecast], int] = lambda found: found.peak_bytes
-) -> Forecast | None:
+def peak_bytes(forecast: Forecast) -> int:
+    """Return what a run needs at its peak."""
+    return forecast.peak_bytes
+
+
+def nearest(forecast: Forecast, room_bytes: int, *, needs: Needs = peak_bytes) -> Forecast | None:
     """Return the forecast of the first settings whose needs (the peak) fit; None where none of them does."""
-    for settings in lighter(forecast.settings):
-        found = forecast_run(forecast.shape, settings, forecast.constants)
-        if needs(found) <= room_bytes:
+    for step in lighter(forecast.settings):
+        found = settle(forecast.shape, step, forecast.constants, lambda other: needs(other) <= room_bytes)
+        if found is not None and found.settings != forecast.settings:
             return found
     return None
 
 
-def step_bytes(forecast: Forecast) -> int:
-    """Return the largest total of a training step, without what comes before and after all steps."""
-    return max(forecast.total(moment) for moment in forecast.moments if moment.name in STEP[1:])
+def in_the_same_batches(forecast: Forecast, room_bytes: int, *, needs: Needs = peak_bytes) -> Forecast | None:
+    """Return the forecast that fits with the least computed again and nothing else changed; None where none does."""
+    shape, settings, constants = forecast.shape, forecast.settings, forecast.constants
+    return least_recompute(shape, settings, constants, lambda other: needs(other) <= room_bytes)
 
 
-def lighter(settings: RunSettings) -> Iterator[RunSettings]:
-    """Yield settings that need less and less for the same steps."""
+def settle(shape: ModelShape, step: tuple[RunSettings, bool], constants: Constants, fits: Fits) -> Forecast | None:
+    """Return the forecast of one step of `lighter` where it fits, with the least computed again where that is open."""
+    settings, again = step
+    if again:
+        return least_recompute(shape, settings, constants, fits)
+    found = forecast_run(shape, settings, constants)
+    return found if fits(found) else None
+
+
+def lighter(settings: RunSettings) -> Iterator[tuple[RunSettings, bool]]:
+    """Yield settings that need less and less for the same steps, as given first; and whether more may be computed again."""
     rows_of_a_step = settings.rows * settings.accumulation
-    smaller = [rows for rows in range(settings.rows - 1, 0, -1) if rows_of_a_step % rows == 0]
+    smaller = [rows for rows in range(settings.rows, 0, -1) if rows_of_a_step % rows == 0]
     for merges in [True, False] if settings.merges else [False]:
-        for recompute in RECOMPUTE[RECOMPUTE.index(settings.recompute) :]:
-            again = settings.with_changes(recompute=recompute, merges=merges)
-            if again != settings:
-                yield again
-            yield from (in_smaller_batches(again, rows) for rows in smaller)
+        for rows in smaller:
+            yield in_smaller_batches(settings.with_changes(merges=merges), rows), False
+        yield in_smaller_batches(settings.with_changes(merges=merges), smaller[-1]), True
 
 
 def in_smaller_batches(settings: RunSettings, rows: int) -> RunSettings:

@@ -13,11 +13,11 @@ from quantkit.forecasting.storage import UNPACKED
 from quantkit.merging.decoding import LEAVES
 from quantkit.plan import AdapterPlan, QuantizationPlan
 from quantkit.spec import DENSE_BITS
+from quantkit.training.recompute import recompute_of
 
 if TYPE_CHECKING:
     from quantkit.config import RunConfig
 
-Recompute = Literal["none", "selective", "full"]
 Logits = Literal["tiles", "all", "chunks"]
 Strategy = Literal["single", "ddp", "fsdp", "device_map"]
 STRATEGIES = ("single", "ddp", "fsdp", "device_map")
@@ -46,7 +46,8 @@ class RunSettings:
     """Positions of the fullest batch that a loss is taken on; None: all of its tokens."""
     accumulation: int = 1
     """Forward passes of an optimizer step (`gradient_accumulation_steps`)."""
-    recompute: Recompute = "none"
+    recompute: str = "none"
+    """What is computed again, as `quantkit.recompute` writes it; `auto` counts as none until `quantkit.forecasting.choice`."""
     optim: str = "adamw_torch"
     logits: Logits = "tiles"
     """How the loss sees logits: in tiles of positions; those of all positions at once; as torchtune chunks them, the loss
@@ -159,13 +160,12 @@ class RunSettings:
 
         `arithmetic` is the data type that training computes in (`quantkit.training.precision`).
         """
-        full = config.gradient_checkpointing or config.recompute == "full"
         merges = config.merge_after_train and plan.adapter.kind != "NoPeft"
         settings: dict[str, Any] = {
             "rows": config.per_device_train_batch_size,
             "length": config.max_length,
             "accumulation": config.gradient_accumulation_steps,
-            "recompute": "full" if full else config.recompute,
+            "recompute": recompute_of(config),
             "optim": config.optim or plan.optim or "adamw_torch",
             "logits": "tiles" if config.loss_positions == "supervised" else "all",
             "fused": config.fused_adapters,

@@ -8,7 +8,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.forecasting.adapters import adapter_size
+from quantkit.forecasting.activations import recomputed_blocks, stays_quantized
+from quantkit.forecasting.adapters import AdapterSize, adapter_size
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
 
@@ -73,13 +74,19 @@ def flops_per_token(shape: ModelShape, settings: RunSettings) -> float:
     length = settings.mean_length or settings.length
     routed = shape.experts_per_token * shape.blocks * 3 * shape.width * shape.intermediate if shape.experts else 0
     base, adapter = shape.linear_weights + routed, 0 if whole else sum(_inner(layer, settings) for layer in size.layers)
-    again = {"none": 0.0, "selective": 2.0 * _mlp_share(shape), "full": 2.0}[settings.recompute]
+    again = recomputed_blocks(shape, settings)
+    whole_again, mlps_again = again.full / shape.blocks, again.selective / shape.blocks
+    mlp = [layer for layer in shape.linears if shape.intermediate in (layer.inputs, layer.outputs, layer.outputs // 2)]
+    inner = sum(layer.weights for layer in mlp) + routed
+    spared = (whole_again + mlps_again) * sum(layer.weights for layer in mlp if _spared(layer, shape, settings, size))
+    repeated = whole_again * base + mlps_again * inner - spared
     attention = 4 * shape.blocks * shape.heads * shape.head_dim * length / 2  # q·k and weights·v, half of them hidden
     learnt = settings.learnt_tokens / settings.batch_tokens
     if settings.logits != "tiles":
         learnt = 1.0
     head = 0 if shape.head is None else shape.head.weights * learnt
-    return base * ((6 if whole else 4) + again) + 6 * adapter + attention * (3 + again / 2) + head * (6 if whole else 4)
+    products = base * (6 if whole else 4) + 2 * repeated + head * (6 if whole else 4)
+    return products + 6 * adapter + attention * (3 + whole_again)
 
 
 def timing(shape: ModelShape, settings: RunSettings, rate: Rate | None) -> Timing:
@@ -117,9 +124,11 @@ def _inner(layer: Any, settings: RunSettings) -> int:
     return int(settings.adapter.r * (layer.inputs + layer.outputs))
 
 
-def _mlp_share(shape: ModelShape) -> float:
-    """Return the share of a block's weights that its MLP has."""
-    inner = sum(
-        layer.weights for layer in shape.linears if shape.intermediate in (layer.inputs, layer.outputs, layer.outputs // 2)
-    )
-    return inner / max(shape.linear_weights, 1)
+def _spared(layer: Any, shape: ModelShape, settings: RunSettings, size: AdapterSize) -> bool:
+    """Whether computing a block again stops before this layer, its last one.
+
+    torch's checkpoint ends when it has again what the forward pass kept; of a dense layer that is before its product is taken,
+    of adapters and quantized layers after it.
+    """
+    last = layer.inputs == shape.intermediate != layer.outputs
+    return last and layer.name not in size.names and not stays_quantized(settings.plan.spec)

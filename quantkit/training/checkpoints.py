@@ -36,6 +36,8 @@ class RunState:
     accepted: list[dict[str, Any]] = field(default_factory=list)
     """In what resumed parts of the run differ from those before, as was accepted: field, was, is, from_step."""
     arithmetic_dtype: str = "float32"
+    recompute: str | None = None
+    """What the backward pass computes again, as `quantkit.recompute` writes it; None: not recorded."""
     losses: list[float] = field(default_factory=list)
     duration_s: float = 0.0
     tokens: int = 0

@@ -38,7 +38,7 @@ class TrainingResult:
     fused_adapters: int = 0
     """Adapters computed in place, with a backward pass of their own."""
     recompute: str = "none"
-    """What the backward pass computed again: none, selective (MLPs) or full (decoder blocks)."""
+    """What the backward pass computed again: none, selective (MLPs), full (decoder blocks), or of how many (full:12)."""
     optim: str = "adamw_torch"
     """The optimizer, as `TrainingArguments.optim` spells it."""
     trainable_parameters: int = 0

@@ -6,7 +6,6 @@ settings or the plan say.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from quantkit.training.heap import give_back, held_small
 from quantkit.training.interrupt import interruptible
 from quantkit.training.offload import check_offloading
 from quantkit.training.precision import training_dtypes
-from quantkit.training.recompute import mlps_recomputed, recompute_of
+from quantkit.training.recompute import recompute_of, recomputed
 from quantkit.training.result import TrainingResult
 from quantkit.training.start import Start, find_start
 
@@ -122,7 +121,7 @@ def train(
             )
             if held_out and checkpoint is None:
                 state.evaluation_loss_before = loss_of_held_out()
-            start, fused, recomputed = state.step, 0, 0
+            start, fused, again = state.step, 0, recompute_of(config, state.recompute)
             give_back()  # what loading left
             if start < total:
                 with (
@@ -130,8 +129,8 @@ def train(
                     fused_adapters(
                         model, arithmetic=state.arithmetic_dtype, wanted=config.fused_adapters, notice=first
                     ) as fused,
-                    mlps_recomputed(model, wanted=recompute_of(config) == "selective", notice=first) as recomputed,
-                    held_small(model, device, wanted=recompute_of(config) != "none" or config.sharding == "fsdp2"),
+                    recomputed(model, again, notice=first) as state.recompute,
+                    held_small(model, device, wanted=state.recompute != "none" or config.sharding == "fsdp2"),
                     _shown(trainer, total - start, start) as watch.progress,
                 ):
                     trainer.train_or_save(checkpoint)
@@ -159,7 +158,7 @@ def train(
         prefix_sharing=levers.prefix_sharing,
         packing=levers.packing,
         fused_adapters=fused,
-        recompute="full" if recompute_of(config) == "full" else "selective" if recomputed else "none",
+        recompute=state.recompute or "none",
         optim=str(getattr(arguments.optim, "value", arguments.optim)),
         trainable_parameters=sum(item.numel() for item in model.parameters() if item.requires_grad),
         evaluation_loss_before=state.evaluation_loss_before,
@@ -182,12 +181,6 @@ def _arguments(config: "RunConfig", plan: QuantizationPlan, folder: Path, total:
     from transformers import TrainingArguments
     from transformers.integrations import get_reporting_integration_callbacks
 
-    known = {item.name for item in fields(TrainingArguments)}
-    prefix = "activation" if "activation_checkpointing" in known else "gradient"  # the name before transformers 5.23
-    recompute = {
-        f"{prefix}_checkpointing": recompute_of(config) == "full",
-        f"{prefix}_checkpointing_kwargs": {"use_reentrant": False} if recompute_of(config) == "full" else None,
-    }
     try:
         for tracker in get_reporting_integration_callbacks(list(config.report_to)):
             tracker()
@@ -212,7 +205,6 @@ def _arguments(config: "RunConfig", plan: QuantizationPlan, folder: Path, total:
             remove_unused_columns=False,
             disable_tqdm=True,
             ddp_find_unused_parameters=False,
-            **recompute,
         )
     except (ValueError, ImportError, RuntimeError) as error:
         raise UsageError(f"settings: optim or report_to: {str(error).splitlines()[0]}") from None
@@ -249,15 +241,12 @@ def _shown(trainer: "StepTrainer", steps: int, start: int) -> Iterator[Progress 
 
 @contextmanager
 def _left_as_found(model: Any) -> Iterator[None]:
-    """Undo what the Trainer sets on a model: the cache switch, recomputing, training mode, gradients."""
+    """Undo what the Trainer sets on a model: the cache switch, training mode, gradients."""
     base = bare_model(model)
     cache, mode = getattr(base.config, "use_cache", None), model.training
     try:
         yield
     finally:
         base.config.use_cache = cache
-        new_name = hasattr(base, "activation_checkpointing_disable")  # since transformers 5.23
-        if base.is_activation_checkpointing if new_name else base.is_gradient_checkpointing:
-            (base.activation_checkpointing_disable if new_name else base.gradient_checkpointing_disable)()
         model.zero_grad(set_to_none=True)
         model.train(mode)

@@ -13,7 +13,7 @@ from quantkit.plan import AdapterPlan
 from quantkit.training.attention import laid_out, rows_apart
 from quantkit.training.fused_adapters import fused_adapters
 from quantkit.training.layouts import FlatCollator
-from quantkit.training.recompute import mlps_recomputed
+from quantkit.training.recompute import recomputed
 from quantkit.training.supervised import output_head, supervised_loss, supervised_positions_only
 from quantkit.training.tiles import unchanged
 
@@ -43,9 +43,6 @@ def held_after_forward(
     shape = shape_of(model, "small")
     model.requires_grad_(False)
     model = attach_adapter(model, adapter, 1).train()
-    if recompute == "full":
-        model.activation_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
     generator = torch.Generator().manual_seed(1)
     ids = [torch.randint(640, (length,), generator=generator).tolist() for _ in range(rows)]
     batch = FlatCollator()([{"input_ids": row, "labels": row} for row in ids])
@@ -62,7 +59,7 @@ def held_after_forward(
     with ExitStack() as stack:
         stack.enter_context(rows_apart(model))
         stack.enter_context(fused_adapters(model, arithmetic=arithmetic, notice=False))
-        stack.enter_context(mlps_recomputed(model, wanted=recompute == "selective", notice=False))
+        stack.enter_context(recomputed(model, recompute))
         stack.enter_context(laid_out(layout))
         stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=arithmetic == "bfloat16"))
         kept = stack.enter_context(supervised_positions_only(output_head(model), labels, unchanged))

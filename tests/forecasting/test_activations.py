@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from quantkit.errors import UsageError
 from quantkit.forecasting import RunSettings
 from quantkit.forecasting.activations import activations
 from quantkit.forecasting.adapters import adapter_size
@@ -25,6 +26,10 @@ CASES = [
     ("llama", "VeRa", 128, "all-linear", "float32", "none"),
     ("llama", "NoPeft", 1, "all-linear", "float32", "none"),
     ("llama", "NoPeft", 1, "all-linear", "bfloat16", "selective"),
+    ("llama", "LoRa", 8, "all-linear", "float32", "full:1"),
+    ("llama", "LoRa", 8, "attention", "bfloat16", "full:1,selective:1"),
+    ("llama", "NoPeft", 1, "all-linear", "bfloat16", "full:1,selective:1"),
+    ("qwen3", "LoRa", 8, "all-linear", "float32", "selective:2"),
     ("qwen3", "LoRa", 8, "all-linear", "float32", "none"),
     ("phi3", "LoRa", 8, "all-linear", "float32", "none"),
     ("gemma3_text", "DoRa", 8, "all-linear", "float32", "none"),
@@ -58,14 +63,30 @@ def test_recomputing_keeps_less_and_does_more_again():
     adapter = AdapterPlan(r=8)
     model_shape = _shape()
     counted, again = [], []
-    for recompute in ("none", "selective", "full"):
+    for recompute in ("none", "selective:9", "selective", "full:7,selective:21", "full:21,selective:7", "full"):
         settings = RunSettings(plan=_dense(adapter, "float32"), arithmetic="float32", recompute=recompute)
         found = activations(model_shape, settings, adapter_size(model_shape, adapter))
         counted.append(found.kept(settings, model_shape.blocks))
-        again.append(found.again(settings))
-    assert counted == sorted(counted, reverse=True)
-    assert again == sorted(again)
-    assert again[0] == 0
+        again.append([found.again(settings, number) for number in (0, 27)])
+    assert counted == sorted(set(counted), reverse=True)
+    mlp, block = again[2][0], again[-1][0]
+    assert 0 < mlp < block
+    assert again == [[0, 0], [mlp, 0], [mlp, mlp], [block, mlp], [block, mlp], [block, block]]
+
+
+def test_naming_more_blocks_than_there_are_is_refused():
+    settings = RunSettings(plan=_dense(AdapterPlan(), "float32"), recompute="full:20,selective:9")
+    with pytest.raises(UsageError, match="recompute full:20,selective:9 names 29 decoder blocks, the model has 28"):
+        activations(_shape(), settings, adapter_size(_shape(), AdapterPlan()))
+
+
+def test_what_is_computed_again_keeps_its_input_on_the_device_where_the_rest_is_offloaded():
+    adapter, shape = AdapterPlan(r=8), _shape()
+    kept = {}
+    for recompute in ("none", "selective:1", "full:1"):
+        settings = RunSettings(plan=_dense(adapter, "bfloat16"), device="cuda", offload=True, recompute=recompute)
+        kept[recompute] = activations(shape, settings, adapter_size(shape, adapter)).kept(settings, shape.blocks)
+    assert kept["full:1"] == kept["selective:1"] == 2 * kept["none"]
 
 
 def test_logits_are_counted_as_the_loss_takes_them():

@@ -30,7 +30,7 @@ def test_with_room_nothing_is_given_up():
 def test_batches_and_recomputing_go_before_the_bases_precision():
     found = first(10)[0]
     assert found.forecast.settings.plan.method == "NoQuant"
-    assert found.given_up == ("batches of 1, 8 of them a step", "recompute selective")
+    assert found.given_up == ("batches of 1, 8 of them a step", "recompute full:12")
 
 
 def test_preferring_speed_gives_up_precision_before_recomputing():
@@ -77,10 +77,18 @@ def test_an_amount_without_a_unit_is_refused_with_the_one_that_is_likely_meant(t
 
 def test_training_all_weights_takes_six_operations_a_weight_and_recomputing_two_more():
     linear, head = SHAPE.linear_weights, SHAPE.head.weights
+    down = sum(layer.weights for layer in SHAPE.linears if layer.ending == "down_proj")
     attention = 2 * 28 * 24 * 128 * 512
     full = flops_per_token(SHAPE, settings(adapter=FULL))
     assert full == 6 * (linear + head) + 3 * attention
-    assert flops_per_token(SHAPE, settings(adapter=FULL, recompute="full")) == full + 2 * linear + attention
+    assert flops_per_token(SHAPE, settings(adapter=FULL, recompute="full")) == full + 2 * (linear - down) + attention
+    half = flops_per_token(SHAPE, settings(adapter=FULL, recompute="full:14"))
+    assert half == pytest.approx(full + linear - down + attention / 2)
+    mlps = sum(layer.weights for layer in SHAPE.linears if layer.ending in ("gate_proj", "up_proj"))
+    assert flops_per_token(SHAPE, settings(adapter=FULL, recompute="selective:7")) == pytest.approx(full + mlps / 2)
+    assert flops_per_token(SHAPE, settings(NF4, recompute="full")) - flops_per_token(SHAPE, settings(NF4)) == pytest.approx(
+        2 * linear + attention
+    )  # layers held in four bits, and those with adapters, are computed again to the last
     assert flops_per_token(SHAPE, settings(supervised=128)) < flops_per_token(SHAPE, settings())
 
 

@@ -13,7 +13,7 @@ from quantkit.forecasting.constants import CONSTANTS
 from quantkit.forecasting.forecast import forecast_run
 from quantkit.forecasting.learning import FILE, constants_for
 from quantkit.forecasting.measured import read_measured
-from quantkit.forecasting.nearest import as_flags, lighter, nearest
+from quantkit.forecasting.nearest import as_flags, lighter
 from quantkit.forecasting.reading import read_shape
 from quantkit.forecasting.settings import RunSettings
 from quantkit.plan import AdapterPlan, QuantizationPlan, Stage
@@ -103,17 +103,20 @@ def test_when_memory_runs_out_the_settings_that_fit_are_told_and_a_run_with_them
 def test_smaller_batches_come_before_computing_twice_and_the_steps_stay_the_same(tiny_model: Path) -> None:
     settings = foreseen(tiny_model, 0, rows=6, accumulation=2).forecast.settings
     found = list(lighter(settings))
-    assert [(item.rows, item.recompute) for item in found[:5]] == [
-        (4, "none"), (3, "none"), (2, "none"), (1, "none"), (6, "selective"),
+    assert [(item.rows, again) for item, again in found] == [
+        (6, False), (4, False), (3, False), (2, False), (1, False), (1, True),
     ]  # fmt: skip
-    assert {item.rows * item.accumulation for item in found} == {12}
+    assert {item.rows * item.accumulation for item, _ in found} == {12}
 
 
 @pytest.mark.parametrize(
     ("share", "flags"),
     [
-        (0.6, "--per-device-train-batch-size 4 --gradient-accumulation-steps 2 learns"),
-        (0.125, "--per-device-train-batch-size 1 --gradient-accumulation-steps 8 --recompute selective learns"),
+        (
+            0.6,
+            "--per-device-train-batch-size 4 --gradient-accumulation-steps 2 learns .*, --recompute full:2,selective:2 in ",
+        ),
+        (0.125, "--per-device-train-batch-size 1 --gradient-accumulation-steps 8 --recompute selective:2 learns"),
         (1e-9, "no batch size or recomputing makes it fit; quantkit plan .*Tiny-Llama --fit .*methods, ranks and lengths"),
     ],
 )
@@ -127,7 +130,7 @@ def test_a_run_whose_merge_does_not_fit_is_told_to_keep_its_adapter(tiny_model: 
     without = foreseen(tiny_model, 0, rows=1, length=8).forecast
     assert without.peak_bytes < whole.peak_bytes
     found = Foresight(whole, without.peak_bytes, 0)
-    assert advice(found, nearest(whole, found.room_bytes)).startswith("--no-merge-after-train learns")
+    assert advice(found, found.room_bytes).startswith("--no-merge-after-train learns")
     assert as_flags(whole.settings, without.settings) == "--no-merge-after-train"
 
 

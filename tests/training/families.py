@@ -1,5 +1,6 @@
 """Tiny models of families that differ in their attention, and batches for them."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -67,12 +68,8 @@ def loss_and_gradients(
     batch: dict[str, Any] = FlatCollator(share)(rows) if flat else Collator(0)(rows)
     layout, labels = batch.pop("layout", None), batch.pop("labels")
     model.zero_grad()
-    with supervised_positions_only(output_head(model), labels) as kept:
-        if flat:
-            with rows_apart(model), laid_out(layout):
-                outputs = model(**batch, use_cache=False)
-        else:
-            outputs = model(**batch, use_cache=False)
-        loss = supervised_loss(outputs, labels, items, kept=kept)
-    loss.backward()
+    with rows_apart(model) if flat else nullcontext(), laid_out(layout) if flat else nullcontext():
+        with supervised_positions_only(output_head(model), labels) as kept:
+            loss = supervised_loss(model(**batch, use_cache=False), labels, items, kept=kept)
+        loss.backward()
     return loss.detach(), {name: item.grad.clone() for name, item in model.named_parameters() if item.grad is not None}

@@ -2,7 +2,9 @@
 
 A run is refused where the forecast itself exceeds what is there, and warned about where only the upper end of its interval
 does. Refusing by the upper end would stop runs of which most end well; by the lower end, runs of which nearly all end in the
-middle, on a CPU by the kernel and without an error. A refusal costs a flag, an attempt that fails its hours.
+middle, on a CPU by the kernel and without an error. A refusal costs a flag, an attempt that fails its hours. Where a step does
+not fit, `recompute` auto has as many blocks computed again as it takes (`quantkit.forecasting.choice`); one that fits stays as
+fast as it is.
 """
 
 from collections.abc import Iterator
@@ -13,15 +15,18 @@ from typing import TYPE_CHECKING, Any
 from quantkit.console import format_bytes, say, warn
 from quantkit.errors import QuantkitError, UsageError
 from quantkit.forecasting.batches import fullest_batch
+from quantkit.forecasting.choice import chosen, step_bytes
 from quantkit.forecasting.forecast import Forecast, forecast_run
 from quantkit.forecasting.learning import constants_for
 from quantkit.forecasting.measured import forecast_record
-from quantkit.forecasting.nearest import as_flags, nearest, step_bytes
+from quantkit.forecasting.nearest import Needs, as_flags, in_the_same_batches, nearest, peak_bytes
 from quantkit.forecasting.reading import read_shape
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
+from quantkit.forecasting.timing import flops_per_token
 from quantkit.memory import free_bytes, own_bytes
-from quantkit.processes import world_size
+from quantkit.processes import said_by_first, world_size
+from quantkit.recompute import AUTO
 from quantkit.spec import DENSE_BITS
 from quantkit.training.shortage import OutOfMemoryError
 from quantkit_registry.store import default_root
@@ -29,6 +34,7 @@ from quantkit_tools.planning import RunPlan
 
 if TYPE_CHECKING:
     from quantkit.data import PreparedData
+    from quantkit.training.start import Start
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,13 @@ class Foresight:
     """What the run may take of its device: what is free, and what this process holds already."""
     held_bytes: int
     """What this process holds already, before the model is loaded."""
+    without: Forecast | None = None
+    """Where `auto` chose what is computed again: the forecast with nothing computed again."""
+
+    @property
+    def asked(self) -> Forecast:
+        """Return the forecast of the settings as they were given."""
+        return self.without or self.forecast
 
     @property
     def fits(self) -> bool:
@@ -52,8 +65,12 @@ class Foresight:
         return forecast_record(self.forecast, room_bytes=self.room_bytes, held_bytes=self.held_bytes, forced=refused)
 
 
-def foresee(run: RunPlan, data: "PreparedData") -> Foresight | None:
-    """Return the forecast of a run over its rows; None, with a word why, for models whose shape cannot be told."""
+def foresee(run: RunPlan, data: "PreparedData", begun: "Start | None" = None) -> Foresight | None:
+    """Return the forecast of a run over its rows; None, with a word why, for models whose shape cannot be told.
+
+    What `auto` has computed again is chosen here, in the first process for all, and noted where the run has `begun`: what a
+    checkpoint has there is kept where it fits.
+    """
     config = run.config
     constants = constants_for(run.device, run.target.parent, default_root())
     processes = world_size()
@@ -72,12 +89,19 @@ def foresee(run: RunPlan, data: "PreparedData") -> Foresight | None:
             mean_length=batch.mean_length,
             **_split(run, processes),
         )
-        forecast = forecast_run(shape, settings, constants)
+        asked = forecast_run(shape, settings, constants)
     except QuantkitError as error:
         say(f"memory is not forecast for this run: {error}")
         return None
     held = own_bytes(run.device)
-    return Foresight(forecast, room_bytes(run.device, held=held, context_bytes=constants.cuda_context_bytes), held)
+    room = room_bytes(run.device, held=held, context_bytes=constants.cuda_context_bytes)
+    if config.recompute != AUTO or config.gradient_checkpointing:
+        return Foresight(asked, room, held)
+    recorded = None if begun is None else begun.state.recompute
+    again = said_by_first(lambda: chosen(asked, room, recorded=recorded).settings.recompute)
+    if begun is not None:
+        begun.state.recompute = again
+    return Foresight(forecast_run(shape, settings.with_changes(recompute=again), constants), room, held, asked)
 
 
 def require_room(found: Foresight | None, *, force: bool) -> dict[str, Any] | None:
@@ -94,13 +118,12 @@ def require_room(found: Foresight | None, *, force: bool) -> dict[str, Any] | No
     low, high = forecast.interval
     there = f"{format_bytes(found.room_bytes)} are there"
     expected = f"{format_bytes(forecast.peak_bytes)} ({format_bytes(low)} to {format_bytes(high)}{_coverage(forecast)})"
-    say(f"memory expected at the peak ({forecast.largest.name}): {expected}; {there}")
+    say(f"memory expected at the peak ({forecast.largest.name}): {expected}; {there}{recomputed_text(found)}")
     if found.fits:
         if high > found.room_bytes:
-            surely = nearest(forecast, round(found.room_bytes / forecast.constants.high))
-            warn(f"memory may not suffice: {advice(found, surely)}")
+            warn(f"memory may not suffice: {advice(found, round(found.room_bytes / forecast.constants.high))}")
         return record
-    fits = advice(found, nearest(forecast, found.room_bytes))
+    fits = advice(found, found.room_bytes)
     if force:
         warn(f"memory will probably not suffice; started all the same, as force is set: {fits}")
         return record
@@ -110,16 +133,39 @@ def require_room(found: Foresight | None, *, force: bool) -> dict[str, Any] | No
     )
 
 
-def advice(found: Foresight, other: Forecast | None) -> str:
-    """Return which settings fit, as flags; or, where there are no `other` ones, that none does."""
+def recomputed_text(found: Foresight) -> str:
+    """Return what `auto` chose, and why, as the end of a sentence; nothing where the settings said it."""
+    without, forecast = found.without, found.forecast
+    if without is None:
+        return ""
+    if forecast.settings.recompute == "none":
+        return "; nothing is computed again (recompute auto)"
+    again = flops_per_token(forecast.shape, forecast.settings) / flops_per_token(without.shape, without.settings) - 1
+    text = (
+        f"; recompute auto is {forecast.settings.recompute} of {forecast.shape.blocks} decoder blocks, {again:.0%} more"
+        f" arithmetic: without, a step takes {format_bytes(step_bytes(without))}"
+    )
+    other = nearest(without, found.room_bytes)
+    if other is None or other.settings.recompute != "none":
+        return text
+    return f"{text}; {as_flags(without.settings, other.settings)} computes nothing again"
+
+
+def advice(found: Foresight, room_bytes: int, *, needs: Needs = peak_bytes) -> str:
+    """Return which settings fit, as flags: the nearest, and those with the same batches; or that none does."""
+    asked = found.asked
+    other = nearest(asked, room_bytes, needs=needs)
     if other is None:
         fit = f"{found.room_bytes / 2**30:.3g}GiB"
         return (
             f"no batch size or recomputing makes it fit; quantkit plan {found.forecast.shape.name} --fit {fit} looks for other"
             " methods, ranks and lengths"
         )
-    flags = as_flags(found.forecast.settings, other.settings)
-    return f"{flags} learns the same in {format_bytes(other.peak_bytes)}"
+    texts = [f"{as_flags(asked.settings, other.settings)} learns the same in {format_bytes(other.peak_bytes)}"]
+    same = in_the_same_batches(asked, room_bytes, needs=needs)
+    if same is not None and asked.settings != same.settings != other.settings:
+        texts.append(f"{as_flags(asked.settings, same.settings)} in {format_bytes(same.peak_bytes)}")
+    return ", ".join(texts)
 
 
 @contextmanager
@@ -135,8 +181,7 @@ def telling_what_fits(found: Foresight | None) -> Iterator[None]:
             raise
         forecast = found.forecast
         room = min(round(found.room_bytes / forecast.constants.high), step_bytes(forecast) - 1)
-        other = nearest(forecast, room, needs=step_bytes)
-        raise OutOfMemoryError(error.found, error.checkpoint, fits=advice(found, other)) from None
+        raise OutOfMemoryError(error.found, error.checkpoint, fits=advice(found, room, needs=step_bytes)) from None
 
 
 def expected_arithmetic(run: RunPlan, shape: ModelShape) -> str:

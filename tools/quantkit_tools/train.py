@@ -55,7 +55,7 @@ def _run(config: RunConfig, processes: Processes, held: ExitStack, *, dry_run: b
     if data is not None and plan.quantizes_base:
         with memory.stage("quantize base"), processes.one_first():
             plan = with_quantized_base(plan, data, tokenizer, methods)
-    foresight = None if data is None else foresee(plan, data)
+    foresight = None if data is None else foresee(plan, data, begun)
     memory.forecast = require_room(foresight, force=config.force)
     if foresight is not None and processes.first:
         require_disk(plan, foresight.forecast)
