@@ -2,7 +2,7 @@
 
 from quantkit.errors import QuantkitError, UsageError, VerificationError
 from quantkit.hookspecs import hookimpl, hookspec
-from quantkit.plan import AdapterPlan, MethodInfo, PlanContext, QuantizationPlan, Stage
+from quantkit.plan import AdapterPlan, MethodInfo, MethodNotes, PlanContext, QuantizationPlan, Stage
 from quantkit.spec import QuantizationSpec, QuantMethod
 
 __version__ = "0.1.0"
@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterPlan",
     "MethodInfo",
+    "MethodNotes",
     "PlanContext",
     "QuantMethod",
     "QuantizationPlan",

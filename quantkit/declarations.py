@@ -6,11 +6,11 @@ would take them all down. Checking when it is used, the alternative, fails in th
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from quantkit.gate import GateLimits
-from quantkit.plan import PEFT_KINDS, CalibrationNeed, MethodInfo, Stage
+from quantkit.plan import PEFT_KINDS, CalibrationNeed, MethodInfo, MethodNotes, Stage
 from quantkit.spec import METHOD_NAME
 
 
@@ -34,6 +34,10 @@ def _fault_in_words(info: MethodInfo) -> str:
             f"MethodInfo.name is {info.name!r}; letters and digits, at most 32, make a method's name",
         ),
         (isinstance(info.summary, str), f"MethodInfo.summary of {info.name} is {info.summary!r}, not a text"),
+        (
+            isinstance(info.notes, MethodNotes) and all(isinstance(text, str) for text in asdict(info.notes).values()),
+            f"MethodInfo.notes of {info.name} is {info.notes!r}, not MethodNotes of texts",
+        ),
         (bool(info.stages), f"MethodInfo.stages of {info.name} is empty"),
         (not odd, f"MethodInfo.stages of {info.name} holds {odd[:1]}, which is no quantkit.Stage"),
         (bool(info.devices), f"MethodInfo.devices of {info.name} is empty"),

@@ -20,6 +20,18 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "fractions": (lambda value: 0 <= value <= 1, "is a fraction from 0 to 1"),
 }
 """Class variable of an options class to the test of the options it names, in words."""
+SERVED = (
+    "transformers with compressed-tensors multiplies what it unpacks; vLLM has Marlin kernels for 4 and 8 bits in groups of -1,"
+    " 32, 64 or 128. Plans note what is not served."
+)
+"""Who reads integer weights in groups (`MethodNotes.served`)."""
+SERVED_W8A8 = (
+    "transformers with compressed-tensors rounds in floating point; vLLM multiplies the integers, and so does quantkit on a CPU"
+    " (`quantkit.backends.integer_kernels`)."
+)
+SETTING = "CPU seconds for SmolLM2-135M at 4 bits in groups of 64, one thread"
+"""What the times in `MethodNotes.takes` were measured on (`benchmarks/quantize.py`)."""
+BLOCKS = "Calibration text; memory for the model, the hidden states of its rows and the second moments of one block."
 FACTS = ("weights_bits", "group_size", "symmetric", "activations_bits", "format")
 """Fields of a spec that an option of the same name decides."""
 

@@ -28,6 +28,20 @@ class Stage(StrEnum):
     """On a finished model: post-training quantization."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodNotes:
+    """What somebody who chooses among methods asks, a sentence or two each; empty where there is nothing to say."""
+
+    paper: str = ""
+    """Where the method is published."""
+    takes: str = ""
+    """What quantizing takes: data, memory, and time as it was measured."""
+    served: str = ""
+    """Who reads what it stores, and by which kernels."""
+    limits: str = ""
+    """What it cannot do, and where it lost."""
+
+
 @dataclass(frozen=True, slots=True)
 class MethodInfo:
     """What a plugin declares about its method, without importing anything heavy."""
@@ -49,6 +63,8 @@ class MethodInfo:
     """Whether `quantize_model` wants calibration data; `optional`: when `calibrated` in the plan's options is true."""
     claims: tuple[str, ...] = ()
     """Storage kinds (see `quantkit.headers.StoredWeights.kind`) whose bare checkpoints are read as this method."""
+    notes: MethodNotes = MethodNotes()
+    """What `quantkit methods NAME` says beside the facts."""
     gate_limits: Mapping[int, GateLimits] = field(default_factory=dict)
     """weights_bits to the limits that its results are judged by, where they are not `quantkit.gate.DEFAULT_LIMITS`."""
 

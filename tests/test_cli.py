@@ -255,6 +255,19 @@ def test_a_method_for_gpus_is_not_usable_without_one(monkeypatch):
     assert methods.describe_method(known, "QLORA", ("cuda", "cpu"))["usable"]
 
 
+def test_one_method_is_shown_with_its_paper_what_it_takes_and_its_limits(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["methods", "gptq"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for told in (
+        "paper arXiv:2210.17323",
+        "takes Calibration text; memory for the model",
+        "Marlin kernels",
+        "limits At 4 bits",
+    ):
+        assert told in out
+
+
 def test_the_console_script_is_installed():
     script = Path(sys.executable).with_name("quantkit")
     if not script.exists():

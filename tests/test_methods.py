@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quantkit import AdapterPlan, MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, Stage, hookimpl
+from quantkit import AdapterPlan, MethodInfo, MethodNotes, PlanContext, QuantizationPlan, QuantizationSpec, Stage, hookimpl
 from quantkit.errors import PluginError, UnknownMethodError, UsageError
 from quantkit.methods import Methods, Source, require_usable
 
@@ -125,6 +125,8 @@ def test_a_method_goes_by_the_name_of_its_entry_point():
         (toy_info(stages=frozenset({"base"})), "MethodInfo.stages of TOY holds ['base'], which is no quantkit.Stage"),
         (toy_info(name="TOY 2"), "MethodInfo.name is 'TOY 2'; letters and digits, at most 32, make a method's name"),
         (toy_info(summary=None), "MethodInfo.summary of TOY is None, not a text"),
+        (toy_info(notes="fast"), "MethodInfo.notes of TOY is 'fast', not MethodNotes of texts"),
+        (toy_info(notes=MethodNotes(paper=2023)), "not MethodNotes of texts"),
         (toy_info(devices=()), "MethodInfo.devices of TOY is empty"),
         (toy_info(devices="cpu"), "MethodInfo.devices of TOY is 'cpu', not a tuple of texts"),
         (toy_info(claims=(4,)), "MethodInfo.claims of TOY is (4,), not a tuple of texts"),

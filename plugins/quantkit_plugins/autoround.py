@@ -10,9 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, Stage, UsageError, hookimpl, shared_hooks
+from quantkit import (
+    MethodInfo,
+    MethodNotes,
+    PlanContext,
+    QuantizationPlan,
+    QuantizationSpec,
+    Stage,
+    UsageError,
+    hookimpl,
+    shared_hooks,
+)
 from quantkit.calibration import Calibration, QuantizationWork
-from quantkit.integer_plans import IntegerOptions, integer_plan
+from quantkit.integer_plans import BLOCKS, SERVED, IntegerOptions, integer_plan
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +62,12 @@ def declare_method() -> MethodInfo:
         name="AutoRound",
         summary="Integers in groups; rounding and clipping learnt by signed gradient descent (auto-round library)",
         options=AutoRoundOptions,
+        notes=MethodNotes(
+            paper="arXiv:2309.05516",
+            takes=BLOCKS,
+            served=SERVED,
+            limits="Wants the auto-round library; stored as compressed-tensors, not in that library's own format.",
+        ),
         stages=frozenset({Stage.BASE, Stage.TRAINED}),
         requirements=("auto-round>=0.16.1,<0.17", "compressed-tensors>=0.19"),
         adapters=("LoRa", "DoRa", "VeRa"),

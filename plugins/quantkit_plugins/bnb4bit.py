@@ -7,7 +7,18 @@ rows instead of to the nearest value) name what differs.
 from dataclasses import dataclass
 from typing import Literal
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, hookimpl, shared_hooks
+from quantkit import (
+    MethodInfo,
+    MethodNotes,
+    PlanContext,
+    QuantizationPlan,
+    QuantizationSpec,
+    QuantMethod,
+    Stage,
+    hookimpl,
+    shared_hooks,
+)
+from quantkit.integer_plans import SETTING
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,16 @@ def declare_method() -> MethodInfo:
         name=QuantMethod.BNB4BIT,
         summary="4-bit base (bitsandbytes): NF4 or FP4, for LoRA, DoRA and VeRA",
         options=Bnb4BitOptions,
+        notes=MethodNotes(
+            paper="arXiv:2305.14314",
+            takes=f"The weights alone, while loading: 4 {SETTING}, calibrated (32 × 256 tokens) 102.",
+            served=(
+                "bitsandbytes' kernels; vLLM reads it on NVIDIA GPUs, without tensor parallelism, and its removal is proposed."
+            ),
+            limits=(
+                "Weights are dequantized for each product. NF4 has its levels closest where weights are densest, FP4 has not."
+            ),
+        ),
         stages=frozenset({Stage.BASE, Stage.TRAINED}),
         requirements=("bitsandbytes>=0.50",),
         adapters=("LoRa", "DoRa", "VeRa"),

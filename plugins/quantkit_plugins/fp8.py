@@ -8,7 +8,7 @@ own data type with the same numbers.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, Stage, hookimpl, shared_hooks
+from quantkit import MethodInfo, MethodNotes, PlanContext, QuantizationPlan, QuantizationSpec, Stage, hookimpl, shared_hooks
 from quantkit.calibration import QuantizationWork
 
 
@@ -27,6 +27,15 @@ def declare_method() -> MethodInfo:
         name="FP8",
         summary="8-bit floating-point weights, on request activations too; no calibration",
         options=Fp8Options,
+        notes=MethodNotes(
+            paper="arXiv:2209.05433",
+            takes="The weights alone.",
+            served=(
+                "vLLM: 8-bit products on Ada, Hopper and newer, weights only on Turing and Ampere; transformers with"
+                " compressed-tensors computes in the model's data type."
+            ),
+            limits="8 bits only; activations have one scale a token.",
+        ),
         stages=frozenset({Stage.BASE, Stage.TRAINED}),
         requirements=("compressed-tensors>=0.19",),
         adapters=("LoRa", "DoRa", "VeRa"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from quantkit import (
     MethodInfo,
+    MethodNotes,
     PlanContext,
     QuantizationPlan,
     QuantizationSpec,
@@ -39,6 +40,15 @@ def declare_method() -> MethodInfo:
         name=QuantMethod.INT8,
         summary="LLM.int8 base (bitsandbytes): int8 weights and activations, outliers in 16 bit",
         options=Int8Options,
+        notes=MethodNotes(
+            paper="arXiv:2208.07339",
+            takes="The weights alone, while loading.",
+            served="bitsandbytes' kernels; vLLM reads it on NVIDIA GPUs, and its removal is proposed.",
+            limits=(
+                "Activations are rounded on CUDA always, on a CPU in eval mode only, so a merged dense model comes close"
+                " and is not equal."
+            ),
+        ),
         stages=frozenset({Stage.BASE}),
         requirements=("bitsandbytes>=0.50",),
         adapters=("LoRa", "DoRa", "VeRa"),

@@ -6,7 +6,17 @@ The base is loaded in the compute data type; with NoPeft all of its weights are 
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, hookimpl, shared_hooks
+from quantkit import (
+    MethodInfo,
+    MethodNotes,
+    PlanContext,
+    QuantizationPlan,
+    QuantizationSpec,
+    QuantMethod,
+    Stage,
+    hookimpl,
+    shared_hooks,
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +31,11 @@ def declare_method() -> MethodInfo:
         name=QuantMethod.NO_QUANT,
         summary="Weights in bfloat16, float16 or float32, as the base has them",
         options=NoQuantOptions,
+        notes=MethodNotes(
+            takes="Nothing is quantized.",
+            served="Everything that reads transformers' folders.",
+            limits="16 or 32 bits a weight.",
+        ),
         stages=frozenset({Stage.BASE}),
         claims=("dense",),
     )

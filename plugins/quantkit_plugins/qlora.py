@@ -8,7 +8,17 @@ calibration rows (tag `cal`), which leaves a better base to train on in the same
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, QuantMethod, Stage, hookimpl, shared_hooks
+from quantkit import (
+    MethodInfo,
+    MethodNotes,
+    PlanContext,
+    QuantizationPlan,
+    QuantizationSpec,
+    QuantMethod,
+    Stage,
+    hookimpl,
+    shared_hooks,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,14 @@ def declare_method() -> MethodInfo:
         name=QuantMethod.QLORA,
         summary="LoRA on an NF4 base with double quantization (bitsandbytes)",
         options=QloraOptions,
+        notes=MethodNotes(
+            paper="arXiv:2305.14314",
+            takes="The weights alone, while loading; calibrated, what BNB4BIT takes.",
+            served=(
+                "bitsandbytes' kernels; vLLM reads it on NVIDIA GPUs, without tensor parallelism, and its removal is proposed."
+            ),
+            limits="LoRA only, on the base of a run only; BNB4BIT has the rest.",
+        ),
         stages=frozenset({Stage.BASE}),
         requirements=("bitsandbytes>=0.50",),
         adapters=("LoRa",),

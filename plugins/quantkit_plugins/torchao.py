@@ -7,7 +7,7 @@ called after the library and imports it in its hooks only.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, Stage, hookimpl, shared_hooks
+from quantkit import MethodInfo, MethodNotes, PlanContext, QuantizationPlan, QuantizationSpec, Stage, hookimpl, shared_hooks
 from quantkit.calibration import QuantizationWork
 from quantkit.integer_plans import check_group_size
 
@@ -35,6 +35,11 @@ def declare_method() -> MethodInfo:
         name="TorchAO",
         summary="Round-to-nearest integers in torchao's format, weights only; no calibration",
         options=TorchaoOptions,
+        notes=MethodNotes(
+            takes="The weights alone.",
+            served="torchao's own kernels and compiler, in transformers with torchao; vLLM reads its checkpoints.",
+            limits="Each 4-bit code takes a byte.",
+        ),
         stages=frozenset({Stage.BASE, Stage.TRAINED}),
         requirements=("torchao>=0.18",),
         adapters=("LoRa", "DoRa", "VeRa"),

@@ -86,3 +86,10 @@ def test_vera_says_that_alpha_has_no_effect():
 def test_bare_checkpoints_are_claimed_once():
     claims = installed_methods().claims()
     assert (claims["dense"], claims["bitsandbytes-8bit"], claims["bitsandbytes-4bit"]) == ("NoQuant", "INT8", "BNB4BIT")
+
+
+@pytest.mark.parametrize("method", installed_methods().names)
+def test_every_method_says_what_it_takes_who_reads_it_and_where_it_lost(method):
+    notes = installed_methods().info(method).notes
+    assert all(text.endswith(".") for text in (notes.takes, notes.served, notes.limits))
+    assert notes.paper.startswith(("arXiv:", "https://")) == (method not in ("NoQuant", "RTN", "DynamicINT8", "TorchAO"))

@@ -10,7 +10,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
@@ -76,6 +76,7 @@ def describe_method(methods: Methods, name: str, devices: tuple[str, ...]) -> di
         "usable": why_not is None,
         "why_not": why_not,
         "claims": list(info.claims),
+        **asdict(info.notes),
         "plugin": source.plugin,
         "distribution": source.distribution,
         "options": describe_options(info),
@@ -177,7 +178,7 @@ def show_all(entries: list[dict[str, Any]], broken: Mapping[str, str], notes: Ma
 def show_one(entry: dict[str, Any]) -> None:
     """Print one method: facts, then its options with their defaults and help texts."""
     listed = [key for key in entry if key not in ("name", "summary", "options", "missing", "usable", "why_not", "plugin")]
-    facts = [[key, ", ".join(entry[key]) or None if isinstance(entry[key], list) else entry[key]] for key in listed]
+    facts = [[key, (", ".join(entry[key]) if isinstance(entry[key], list) else entry[key]) or None] for key in listed]
     facts.append(["usable here", "yes" if entry["usable"] else f"no: {entry['why_not']}"])
     console.table(f"{entry['name']}: {entry['summary']}", ["fact", "value"], facts)
     options = [[o["name"], "required" if o["required"] else o["default"], o["type"], o["help"]] for o in entry["options"]]

@@ -8,9 +8,19 @@ place where that is exact; nothing is left to do at run time.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantMethod, Stage, UsageError, hookimpl, shared_hooks
+from quantkit import (
+    MethodInfo,
+    MethodNotes,
+    PlanContext,
+    QuantizationPlan,
+    QuantMethod,
+    Stage,
+    UsageError,
+    hookimpl,
+    shared_hooks,
+)
 from quantkit.calibration import Calibration, QuantizationWork
-from quantkit.integer_plans import integer_plan
+from quantkit.integer_plans import BLOCKS, SERVED_W8A8, integer_plan
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,14 @@ def declare_method() -> MethodInfo:
         name=QuantMethod.SMOOTH_QUANT,
         summary="Int8 weights and activations, after smoothing out large activation channels",
         options=SmoothQuantOptions,
+        notes=MethodNotes(
+            paper="arXiv:2211.10438",
+            takes=BLOCKS,
+            served=SERVED_W8A8,
+            limits=(
+                "8 bits only. Factors go where they fold into a norm or layer exactly; a block where nothing folds is refused."
+            ),
+        ),
         stages=frozenset({Stage.BASE, Stage.TRAINED}),
         requirements=("compressed-tensors>=0.19",),
         adapters=("LoRa", "DoRa", "VeRa"),
