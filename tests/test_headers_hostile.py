@@ -1,6 +1,7 @@
 """Is whatever somebody else put into a model's files read safely, or refused in one clear line?"""
 
 import json
+import os
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -216,3 +217,40 @@ def test_links_of_the_hub_cache_into_its_own_blobs_count_as_inside(tmp_path: Pat
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").symlink_to(repository / "blobs" / "abc")
     refuse_links_out(snapshot)
+
+
+def test_links_may_lead_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quantkit.data.sources import split_files
+    from quantkit.headers import refuse_links_out
+    from quantkit.headers.plain import LINKS_INTO
+
+    shared, folder = tmp_path / "shared", tmp_path / "mine"
+    folder.mkdir()
+    shard = samples.write_tensors(shared / "shard.safetensors", {"a": ("F32", (1,))})
+    (shared / "more").mkdir()
+    for name in ("a.jsonl", "more/b.jsonl"):
+        (shared / name).write_text("{}")
+    (tmp_path / "secret.jsonl").write_text("{}")
+    for name, target in (("model.safetensors", shard), ("a.jsonl", shared / "a.jsonl"), ("more", shared / "more")):
+        (folder / name).symlink_to(target)
+    (shared / "more" / "loop").symlink_to(folder)
+    with pytest.raises(UsageError, match=f"if the link is your own, let links lead there: {LINKS_INTO}={shared}"):
+        refuse_links_out(folder)
+    with pytest.raises(UsageError, match=f"leads to .*, outside .*; Put the file .*: {LINKS_INTO}={shared}"):
+        read_tensor_index(folder)
+    monkeypatch.setenv(LINKS_INTO, f"{tmp_path / 'mine'}{os.pathsep}{shared}")
+    assert "a" in read_tensor_index(folder).tensors
+    assert split_files(folder)["train"] == [folder / "a.jsonl", folder / "more" / "b.jsonl"]
+    (shared / "more" / "c.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    with pytest.raises(UsageError, match=rf"more/c.jsonl: a link to {tmp_path}/secret.jsonl"):
+        refuse_links_out(folder)
+
+
+@pytest.mark.parametrize("place", ["shared", "/no/such/folder"])
+def test_places_for_links_that_are_none_are_named(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quantkit.headers import refuse_links_out
+    from quantkit.headers.plain import LINKS_INTO
+
+    monkeypatch.setenv(LINKS_INTO, place)
+    with pytest.raises(UsageError, match=f"QUANTKIT_LINKS_INTO names '{place}', which is no absolute path of a folder"):
+        refuse_links_out(tmp_path)

@@ -25,7 +25,7 @@ from quantkit.data.hub import hub_rows
 from quantkit.data.readers import READERS, Part, read_file
 from quantkit.data.tasks import DATASETS, DatasetInfo
 from quantkit.errors import UsageError, did_you_mean
-from quantkit.headers.plain import refuse_links_out
+from quantkit.headers.plain import entries, refuse_links_out
 
 HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<subset>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "validation": "validation"}
@@ -170,11 +170,11 @@ def split_files(folder: Path) -> dict[str, list[Path]]:
     Files that name no split belong to train.
 
     Raises:
-        UsageError: the folder holds a link that leads out of it.
+        UsageError: the folder holds a link that leads out of it, to where no links are let lead.
     """
     found: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
     refuse_links_out(folder)
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(entries(folder)):
         inside = path.relative_to(folder)
         if path.suffix.lower() in READERS and path.is_file() and not any(part.startswith(".") for part in inside.parts):
             words = re.split(r"[^a-z]+", " ".join(reversed(inside.with_suffix("").parts)).lower())
