@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.console import format_bytes, say, warn
 from quantkit.errors import QuantkitError, UsageError
-from quantkit.forecasting.batches import fullest_batch
+from quantkit.forecasting.batches import Fullest, fullest_batch
 from quantkit.forecasting.choice import chosen, step_bytes
 from quantkit.forecasting.forecast import Forecast, forecast_run
 from quantkit.forecasting.learning import constants_for
@@ -65,9 +65,10 @@ class Foresight:
         return forecast_record(self.forecast, room_bytes=self.room_bytes, held_bytes=self.held_bytes, forced=refused)
 
 
-def foresee(run: RunPlan, data: "PreparedData", begun: "Start | None" = None) -> Foresight | None:
+def foresee(run: RunPlan, data: "PreparedData | None", begun: "Start | None" = None) -> Foresight | None:
     """Return the forecast of a run over its rows; None, with a word why, for models whose shape cannot be told.
 
+    Without rows, all are taken to be as long as settings let them be.
     What `auto` has computed again is chosen here, in the first process for all, and noted where the run has `begun`: what a
     checkpoint has there is kept where it fits.
     """
@@ -76,17 +77,12 @@ def foresee(run: RunPlan, data: "PreparedData", begun: "Start | None" = None) ->
     processes = world_size()
     try:
         shape = read_shape(config.model_name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code)
-        batch = fullest_batch(data.train, config, processes=processes)
         settings = RunSettings.of(
             config,
             run.plan,
             device=run.device,
             arithmetic=expected_arithmetic(run, shape),
-            rows=batch.items,
-            tokens=batch.tokens,
-            supervised=batch.supervised,
-            length=batch.longest,
-            mean_length=batch.mean_length,
+            **({} if data is None else _of_rows(fullest_batch(data.train, config, processes=processes))),
             **_split(run, processes),
         )
         asked = forecast_run(shape, settings, constants)
@@ -114,14 +110,11 @@ def require_room(found: Foresight | None, *, force: bool) -> dict[str, Any] | No
     """
     if found is None:
         return None
-    forecast, record = found.forecast, found.to_dict(forced=force)
-    low, high = forecast.interval
-    there = f"{format_bytes(found.room_bytes)} are there"
-    expected = f"{format_bytes(forecast.peak_bytes)} ({format_bytes(low)} to {format_bytes(high)}{_coverage(forecast)})"
+    forecast, record, expected, there = found.forecast, found.to_dict(forced=force), expected_text(found), there_text(found)
     say(f"memory expected at the peak ({forecast.largest.name}): {expected}; {there}{recomputed_text(found)}")
     if found.fits:
-        if high > found.room_bytes:
-            warn(f"memory may not suffice: {advice(found, round(found.room_bytes / forecast.constants.high))}")
+        if text := doubt(found):
+            warn(text)
         return record
     fits = advice(found, found.room_bytes)
     if force:
@@ -131,6 +124,25 @@ def require_room(found: Foresight | None, *, force: bool) -> dict[str, Any] | No
         f"memory: {expected} are expected at the peak ({forecast.largest.name}), {there}: {fits}, or start all the"
         " same with --force"
     )
+
+
+def expected_text(found: Foresight) -> str:
+    """Return the peak with its interval."""
+    low, high = map(format_bytes, found.forecast.interval)
+    return f"{format_bytes(found.forecast.peak_bytes)} ({low} to {high}{_coverage(found.forecast)})"
+
+
+def there_text(found: Foresight) -> str:
+    """Return what is there."""
+    return f"{format_bytes(found.room_bytes)} are there"
+
+
+def doubt(found: Foresight) -> str:
+    """Return what to change where the upper end of the interval does not fit; nothing where it does."""
+    constants = found.forecast.constants
+    if found.forecast.interval[1] <= found.room_bytes:
+        return ""
+    return f"memory may not suffice: {advice(found, round(found.room_bytes / constants.high))}"
 
 
 def recomputed_text(found: Foresight) -> str:
@@ -204,6 +216,17 @@ def room_bytes(device: str, *, held: int, context_bytes: int) -> int:
     if device.startswith("cuda"):
         return free_bytes(device) + held + context_bytes  # asking a GPU makes a context on it
     return free_bytes(device) // world_size() + held
+
+
+def _of_rows(batch: Fullest) -> dict[str, Any]:
+    """Return what of a run's settings its rows say."""
+    return {
+        "rows": batch.items,
+        "tokens": batch.tokens,
+        "supervised": batch.supervised,
+        "length": batch.longest,
+        "mean_length": batch.mean_length,
+    }
 
 
 def _split(run: RunPlan, processes: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from quantkit_tools.disk_room import require_disk
 from quantkit_tools.flags import parse_train_flags
 from quantkit_tools.foresight import foresee, require_room, telling_what_fits
 from quantkit_tools.merge_in_run import RunEnd
+from quantkit_tools.outlook import show_outlook
 from quantkit_tools.planning import announce, plan_run
 from quantkit_tools.quantized_base import with_quantized_base
 from quantkit_tools.quantizing import report_gate
@@ -44,8 +45,9 @@ def _run(config: RunConfig, processes: Processes, held: ExitStack, *, dry_run: b
     plan = plan_run(config, methods)
     announce(plan)
     if dry_run:
+        expected = show_outlook(plan)
         if json:
-            console.emit_json(plan.to_dict())
+            console.emit_json(plan.to_dict() | {"forecast": expected})
         return 0
     if processes.first:
         held.enter_context(making(plan.target, overwrite=config.overwrite))
