@@ -181,7 +181,7 @@ def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants 
         Moment("step", always | {"gradients": gradients, "optimizer's working memory": step_work(settings, size)}),
     ]
     if cast and settings.adapter.kind != "NoPeft":
-        moments.append(Moment("end", loaded | adapters | {"optimizer states": on_device} | cast))
+        moments.append(Moment("end", loaded | adapters | {"optimizer states": on_device} | casting(shape, settings, back=True)))
     if settings.quantizes_base:
         moments.insert(0, Moment("quantize", quantizing(shape, settings)))
     moments += [Moment(name, items) for name, items in end_of_run(shape, settings, {**loaded, **adapters}).items()]

@@ -109,13 +109,17 @@ def reading(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
     return {"the layer being quantized": max(layer.weights for layer in shape.linears) * stored} if quantized else {}
 
 
-def casting(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
-    """Return the copy of the largest tensor that is made where training holds weights in another data type than loading."""
+def casting(shape: ModelShape, settings: RunSettings, *, back: bool = False) -> dict[str, int]:
+    """Return the copy of a tensor that is made where training holds weights in another data type than loading.
+
+    Of the largest, or, when they get their data type back, of the last: the others are as large again as they were by then.
+    """
     whole = settings.adapter.kind == "NoPeft"
     held = settings.trained_dtype if whole else settings.held_dtype(shape.dtype)
     if held == settings.plan.compute_dtype:
         return {}
-    return {"the tensor being cast": max(shape.largest, shape.embeddings) * DENSE_BITS[held] // 8}
+    last = shape.linears[-1] if shape.head is None or shape.tied else shape.head
+    return {"the tensor being cast": (last.weights if back else max(shape.largest, shape.embeddings)) * DENSE_BITS[held] // 8}
 
 
 def norming(settings: RunSettings, size: AdapterSize) -> dict[str, int]:

@@ -180,3 +180,24 @@ def test_a_forecast_is_plain_json_data():
     data = forecast_run(SHAPE, settings(INT8, strategy="fsdp", processes=2)).to_dict()
     assert json.loads(json.dumps(data)) == data
     assert artifact_bytes(SHAPE, settings(INT8)) == pytest.approx(SHAPE.linear_weights + 2 * SHAPE.dense_parameters, rel=0.01)
+
+
+def test_a_weight_that_is_cast_lies_there_twice_the_largest_at_the_start_and_the_last_at_the_end():
+    found = forecast_run(
+        SHAPE, settings(device="cpu", arithmetic="bfloat16", **{"plan": plan(DENSE, LORA, compute_dtype="float32")})
+    )
+    start, end = (found.moment(name).items["the tensor being cast"] for name in ("start", "end"))
+    assert (start, end) == (2 * 128256 * 3072, 2 * SHAPE.linears[-1].weights)
+    assert "end" not in {moment.name for moment in forecast_run(SHAPE, settings()).moments}
+
+
+def test_dora_counts_its_weight_times_the_factors_and_the_norm_it_starts_from():
+    widest = max(layer.weights for layer in SHAPE.linears)
+    dora, lora = (forecast_run(SHAPE, settings(NF4, AdapterPlan(kind=kind, r=16))) for kind in ("DoRa", "LoRa"))
+    assert lora.moment("backward").items["dequantized weight"] == 2 * widest
+    assert dora.moment("backward").items["dequantized weight"] == (2 + 4 + 2) * widest
+    assert dora.moment("start").items["a weight's norm"] == 4 * 4 * widest
+    assert (
+        items(DENSE, AdapterPlan(kind="DoRa", r=16), moment="backward", arithmetic="bfloat16")["dequantized weight"]
+        == 6 * widest
+    )
