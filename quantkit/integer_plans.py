@@ -1,8 +1,8 @@
-"""What do methods have in common that store integers with one scale a group? Their first options, and the plan those make.
+"""What do methods have in common that store integers with one scale a group?
 
-A plugin derives its options from `IntegerOptions` and calls `integer_plan`, so that equal settings of two methods are equal
-facts, equal tags and equal words about who serves them. Spelling out the spec in each plugin was a dozen lines nine times, and
-one of the nine did not say which kernels read what it stores.
+Their declaration (`integer_method`), their first options (`IntegerOptions`) and the plan those make (`integer_plan`), so that
+equal settings of two methods are equal facts, equal tags and equal words about who serves them. Spelling out the spec in each
+plugin was a dozen lines nine times, and one of the nine did not say which kernels read what it stores.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from quantkit.errors import UsageError
-from quantkit.plan import PlanContext, QuantizationPlan
+from quantkit.plan import MethodInfo, MethodNotes, PlanContext, QuantizationPlan, Stage
 from quantkit.spec import QuantizationSpec
 
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -63,6 +63,31 @@ class IntegerOptions:
                 "activations_bits is 8 and symmetric false; transformers loads weights with zero points only by unpacking them,"
                 " and then leaves activations unrounded. Use symmetric weights"
             )
+
+
+def integer_method(
+    name: str,
+    summary: str,
+    options: type[Any],
+    *,
+    requirements: tuple[str, ...] = (),
+    paper: str = "",
+    takes: str,
+    served: str = SERVED,
+    limits: str,
+    **more: Any,
+) -> MethodInfo:
+    """Return the declaration of a method that stores integers as compressed-tensors, on bases and on trained models."""
+    return MethodInfo(
+        name=name,
+        summary=summary,
+        options=options,
+        stages=frozenset({Stage.BASE, Stage.TRAINED}),
+        requirements=(*requirements, "compressed-tensors>=0.19"),
+        adapters=("LoRa", "DoRa", "VeRa"),
+        notes=MethodNotes(paper=paper, takes=takes, served=served, limits=limits),
+        **more,
+    )
 
 
 def check_group_size(value: int | None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,15 +14,16 @@ from quantkit.errors import UsageError
 from quantkit.layers import linear_layers
 from quantkit.merging import fold_adapters
 from quantkit.methods import installed_methods
+from quantkit.numerics.codebooks import CodebookGrid, quantize_codebook
 from quantkit.starts import check_start, held_weight, low_rank, start_from_residual
 from tests.bench import difference, load, logits, plan_for
 
 LORA = AdapterPlan(r=16, lora_alpha=32, init_lora_weights="loftq")
 
 
-def started(tiny_model, method="QLORA", **options):
+def started(tiny_model, method="QLORA", adapter=LORA, **options):
     plan = plan_for(method, **options)
-    model = attach_adapter(installed_methods().prepare_model(plan, load(tiny_model, plan)), LORA, seed=0)
+    model = attach_adapter(installed_methods().prepare_model(plan, load(tiny_model, plan)), adapter, seed=0)
     return start_from_residual(model, str(tiny_model))
 
 
@@ -48,6 +50,32 @@ def test_the_product_is_the_best_of_its_rank_with_the_adapters_scale_counted():
     down, up = low_rank(residual, 4, 2.0)
     left, values, right = torch.linalg.svd(residual, full_matrices=False)
     assert torch.allclose(2.0 * up @ down, left[:, :4] * values[:4] @ right[:4], atol=1e-4)
+
+
+@pytest.mark.parametrize("scaling", [{"use_rslora": True}, {"lora_alpha": 1}])
+def test_what_is_added_to_the_base_does_not_depend_on_how_adapters_are_scaled(scaling, tiny_model):
+    one, other = (fold_adapters(started(tiny_model, adapter=replace(LORA, **more))) for more in ({}, scaling))
+    for name, layer in linear_layers(one).items():
+        assert torch.allclose(layer.weight, other.get_submodule(name).weight, atol=1e-5)
+
+
+def test_a_larger_rank_starts_nearer(tiny_model):
+    near, nearer = (lost(tiny_model, fold_adapters(started(tiny_model, adapter=replace(LORA, r=r)))) for r in (4, 32))
+    assert all(new < old for new, old in zip(nearer, near, strict=True))
+
+
+def test_each_step_of_the_papers_alternation_lowers_what_is_lost_and_the_first_keeps_the_base():
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    grid = CodebookGrid("nf4", dtype=torch.float32)
+    added, held = torch.zeros_like(weight), quantize_codebook(weight, grid).dequantize()
+    lost = [float((weight - held).norm())]
+    for step in range(4):
+        base = quantize_codebook(weight - added, grid).dequantize()
+        assert torch.equal(base, held) == (step == 0)
+        down, up = low_rank(weight - base, 8, 2.0)
+        added = 2.0 * up @ down
+        lost.append(float((weight - base - added).norm()))
+    assert all(new < old for old, new in pairwise(lost))
 
 
 def test_loftq_leaves_the_base_as_it_is_and_starts_alike_twice(tiny_model):

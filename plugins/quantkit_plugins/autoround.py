@@ -10,19 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from quantkit import (
-    MethodInfo,
-    MethodNotes,
-    PlanContext,
-    QuantizationPlan,
-    QuantizationSpec,
-    Stage,
-    UsageError,
-    hookimpl,
-    shared_hooks,
-)
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantizationSpec, UsageError, hookimpl, shared_hooks
 from quantkit.calibration import Calibration, QuantizationWork
-from quantkit.integer_plans import BLOCKS, SERVED, IntegerOptions, integer_plan
+from quantkit.integer_plans import BLOCKS, IntegerOptions, integer_method, integer_plan
 
 if TYPE_CHECKING:
     import torch
@@ -58,19 +48,14 @@ class AutoRoundOptions(IntegerOptions):
 @hookimpl
 def declare_method() -> MethodInfo:
     """Declare AutoRound."""
-    return MethodInfo(
-        name="AutoRound",
-        summary="Integers in groups; rounding and clipping learnt by signed gradient descent (auto-round library)",
-        options=AutoRoundOptions,
-        notes=MethodNotes(
-            paper="arXiv:2309.05516",
-            takes=BLOCKS,
-            served=SERVED,
-            limits="Wants the auto-round library; stored as compressed-tensors, not in that library's own format.",
-        ),
-        stages=frozenset({Stage.BASE, Stage.TRAINED}),
-        requirements=("auto-round>=0.16.1,<0.17", "compressed-tensors>=0.19"),
-        adapters=("LoRa", "DoRa", "VeRa"),
+    return integer_method(
+        "AutoRound",
+        "Integers in groups; rounding and clipping learnt by signed gradient descent (auto-round library)",
+        AutoRoundOptions,
+        paper="arXiv:2309.05516",
+        takes=BLOCKS,
+        limits="Wants the auto-round library; stored as compressed-tensors, not in that library's own format.",
+        requirements=("auto-round>=0.16.1,<0.17",),
         calibration="required",
     )
 

@@ -12,8 +12,8 @@ of its own for its name: what makes a CPU faster should not have to be put toget
 
 from dataclasses import dataclass
 
-from quantkit import MethodInfo, MethodNotes, PlanContext, QuantizationPlan, Stage, hookimpl, shared_hooks
-from quantkit.integer_plans import SERVED_W8A8, integer_plan
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, hookimpl, shared_hooks
+from quantkit.integer_plans import SERVED_W8A8, integer_method, integer_plan
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,13 @@ class DynamicInt8Options:
 @hookimpl
 def declare_method() -> MethodInfo:
     """Declare DynamicINT8."""
-    return MethodInfo(
-        name="DynamicINT8",
-        summary="Int8 weights and dynamic int8 activations for CPU inference; no calibration",
-        options=DynamicInt8Options,
-        notes=MethodNotes(
-            takes="The weights alone.",
-            served=SERVED_W8A8,
-            limits="No calibration: KL from 16 bit 0.035 where SmoothQuant has 0.016.",
-        ),
-        stages=frozenset({Stage.BASE, Stage.TRAINED}),
-        requirements=("compressed-tensors>=0.19",),
-        adapters=("LoRa", "DoRa", "VeRa"),
+    return integer_method(
+        "DynamicINT8",
+        "Int8 weights and dynamic int8 activations for CPU inference; no calibration",
+        DynamicInt8Options,
+        takes="The weights alone.",
+        served=SERVED_W8A8,
+        limits="No calibration: KL from 16 bit 0.035 where SmoothQuant has 0.016.",
     )
 
 

@@ -7,8 +7,8 @@ point z, q = clamp(round(w/s) + z) and ŵ = (q − z)·s; s and z span the group
 from dataclasses import dataclass
 from typing import Literal
 
-from quantkit import MethodInfo, MethodNotes, PlanContext, QuantizationPlan, Stage, hookimpl, shared_hooks
-from quantkit.integer_plans import SERVED, SETTING, IntegerOptions, integer_plan
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, hookimpl, shared_hooks
+from quantkit.integer_plans import SETTING, IntegerOptions, integer_method, integer_plan
 
 
 @dataclass(frozen=True)
@@ -22,18 +22,12 @@ class RtnOptions(IntegerOptions):
 @hookimpl
 def declare_method() -> MethodInfo:
     """Declare RTN."""
-    return MethodInfo(
-        name="RTN",
-        summary="Round-to-nearest integers in groups; no calibration",
-        options=RtnOptions,
-        notes=MethodNotes(
-            takes=f"The weights alone: 1 {SETTING}.",
-            served=SERVED,
-            limits="What others must beat: KL from 16 bit 0.488 where GPTQ has 0.102.",
-        ),
-        stages=frozenset({Stage.BASE, Stage.TRAINED}),
-        requirements=("compressed-tensors>=0.19",),
-        adapters=("LoRa", "DoRa", "VeRa"),
+    return integer_method(
+        "RTN",
+        "Round-to-nearest integers in groups; no calibration",
+        RtnOptions,
+        takes=f"The weights alone: 1 {SETTING}.",
+        limits="What others must beat: KL from 16 bit 0.488 where GPTQ has 0.102.",
     )
 
 

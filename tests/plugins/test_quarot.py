@@ -166,27 +166,3 @@ def test_a_layout_that_vllm_reads_without_rounding_activations_is_named():
     (note,) = methods.plan("QuaRot", {"activations_bits": 8}, context).notes
     assert "it runs this checkpoint with 16-bit activations" in note
     assert not methods.plan("QuaRot", {"activations_bits": 8, "weights_bits": 8, "group_size": -1}, context).notes
-
-
-def test_a_killed_run_goes_on_and_ends_the_same(tiny_model, tmp_path):
-    hf_logging.disable_progress_bar()
-    methods = installed_methods()
-    plan = methods.plan("QuaRot", {"group_size": 32}, PlanContext(stage=Stage.TRAINED, adapter=AdapterPlan(kind="NoPeft")))
-    rows = torch.randint(3, 500, (4, 24), generator=torch.Generator().manual_seed(0))
-    calibration = Calibration(tuple(tuple(row.tolist()) for row in rows), "test")
-    resumed = []
-
-    def killed(report):
-        if report.index == 1:
-            raise KeyboardInterrupt
-
-    def run(work):
-        model = methods.quantize_model(plan, AutoModelForCausalLM.from_pretrained(tiny_model), calibration, work)
-        return model.state_dict()
-
-    whole = run(QuantizationWork())
-    with pytest.raises(KeyboardInterrupt):
-        run(QuantizationWork(folder=tmp_path / "work", report=killed))
-    again = run(QuantizationWork(folder=tmp_path / "work", report=lambda report: resumed.append(report.resumed)))
-    assert resumed == [True, True, False, False]
-    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())

@@ -125,29 +125,3 @@ def test_a_model_without_a_place_to_fold_into_is_refused(tiny_model, monkeypatch
     monkeypatch.setattr("quantkit.numerics.graph.fold_sites", lambda _: [])
     with pytest.raises(UsageError, match=r"model\.layers\.0: no norm feeds linear layers only"):
         methods.quantize_model(plan, model, Calibration(((3, 4, 5, 6),), "test"), QuantizationWork())
-
-
-def test_a_killed_run_goes_on_and_ends_the_same(tiny_model, tmp_path):
-    hf_logging.disable_progress_bar()
-    methods = installed_methods()
-    plan = methods.plan(
-        "SmoothQuant", {"alpha": "search"}, PlanContext(stage=Stage.TRAINED, adapter=AdapterPlan(kind="NoPeft"))
-    )
-    rows = torch.randint(3, 500, (4, 24), generator=torch.Generator().manual_seed(0))
-    calibration = Calibration(tuple(tuple(row.tolist()) for row in rows), "test")
-    resumed = []
-
-    def killed(report):
-        if report.index == 1:
-            raise KeyboardInterrupt
-
-    def run(work):
-        model = methods.quantize_model(plan, AutoModelForCausalLM.from_pretrained(tiny_model), calibration, work)
-        return model.state_dict()
-
-    whole = run(QuantizationWork())
-    with pytest.raises(KeyboardInterrupt):
-        run(QuantizationWork(folder=tmp_path / "work", report=killed))
-    again = run(QuantizationWork(folder=tmp_path / "work", report=lambda report: resumed.append(report.resumed)))
-    assert resumed == [True, True, False, False]
-    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())

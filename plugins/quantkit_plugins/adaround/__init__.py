@@ -6,9 +6,9 @@ The hooks; the arithmetic of a layer stands in `solver`, what a block's layers s
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from quantkit import MethodInfo, MethodNotes, PlanContext, QuantizationPlan, QuantMethod, Stage, hookimpl, shared_hooks
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantMethod, hookimpl, shared_hooks
 from quantkit.calibration import Calibration, QuantizationWork
-from quantkit.integer_plans import BLOCKS, SERVED, SETTING, IntegerOptions, integer_plan
+from quantkit.integer_plans import BLOCKS, SETTING, IntegerOptions, integer_method, integer_plan
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,13 @@ class AdaRoundOptions(IntegerOptions):
 @hookimpl
 def declare_method() -> MethodInfo:
     """Declare AdaRound."""
-    return MethodInfo(
-        name=QuantMethod.ADA_ROUND,
-        summary="Integers in groups, rounding down or up learnt from each layer's output (AdaRound)",
-        options=AdaRoundOptions,
-        notes=MethodNotes(
-            paper="arXiv:2004.10568",
-            takes=f"{BLOCKS} 233 {SETTING}, 32 × 256 tokens.",
-            served=SERVED,
-            limits="Four to five times GPTQ's time for half its KL at 4 bits (0.046 against 0.102).",
-        ),
-        stages=frozenset({Stage.BASE, Stage.TRAINED}),
-        requirements=("compressed-tensors>=0.19",),
-        adapters=("LoRa", "DoRa", "VeRa"),
+    return integer_method(
+        QuantMethod.ADA_ROUND,
+        "Integers in groups, rounding down or up learnt from each layer's output (AdaRound)",
+        AdaRoundOptions,
+        paper="arXiv:2004.10568",
+        takes=f"{BLOCKS} 233 {SETTING}, 32 × 256 tokens.",
+        limits="Four to five times GPTQ's time for half its KL at 4 bits (0.046 against 0.102).",
         calibration="required",
     )
 

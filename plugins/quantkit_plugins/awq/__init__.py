@@ -6,9 +6,9 @@ The hooks; what happens to a block stands in `solver`. Weights are stored as com
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from quantkit import MethodInfo, MethodNotes, PlanContext, QuantizationPlan, QuantMethod, Stage, hookimpl, shared_hooks
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantMethod, hookimpl, shared_hooks
 from quantkit.calibration import Calibration, QuantizationWork
-from quantkit.integer_plans import BLOCKS, SERVED, SETTING, IntegerOptions, integer_plan
+from quantkit.integer_plans import BLOCKS, SETTING, IntegerOptions, integer_method, integer_plan
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,16 @@ class AwqOptions(IntegerOptions):
 @hookimpl
 def declare_method() -> MethodInfo:
     """Declare AWQ."""
-    return MethodInfo(
-        name=QuantMethod.AWQ,
-        summary="Integers in groups, channels that meet large inputs scaled up before rounding (AWQ)",
-        options=AwqOptions,
-        notes=MethodNotes(
-            paper="arXiv:2306.00978",
-            takes=f"{BLOCKS} 128 {SETTING}, 32 × 256 tokens.",
-            served=SERVED,
-            limits=(
-                "Layers before which nothing can be scaled exactly stay unscaled and are named. The AWQ format holds 4"
-                " bits with zero points."
-            ),
+    return integer_method(
+        QuantMethod.AWQ,
+        "Integers in groups, channels that meet large inputs scaled up before rounding (AWQ)",
+        AwqOptions,
+        paper="arXiv:2306.00978",
+        takes=f"{BLOCKS} 128 {SETTING}, 32 × 256 tokens.",
+        limits=(
+            "Layers before which nothing can be scaled exactly stay unscaled and are named. The AWQ format holds 4"
+            " bits with zero points."
         ),
-        stages=frozenset({Stage.BASE, Stage.TRAINED}),
-        requirements=("compressed-tensors>=0.19",),
-        adapters=("LoRa", "DoRa", "VeRa"),
         calibration="required",
         claims=("awq",),
     )

@@ -6,9 +6,9 @@ The hooks; the arithmetic stands in `solver`, with its source (arXiv:2102.05426)
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from quantkit import MethodInfo, MethodNotes, PlanContext, QuantizationPlan, QuantMethod, Stage, hookimpl, shared_hooks
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantMethod, hookimpl, shared_hooks
 from quantkit.calibration import Calibration, QuantizationWork
-from quantkit.integer_plans import BLOCKS, SERVED, SETTING, IntegerOptions, integer_plan
+from quantkit.integer_plans import BLOCKS, SETTING, IntegerOptions, integer_method, integer_plan
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,13 @@ class BrecqOptions(IntegerOptions):
 @hookimpl
 def declare_method() -> MethodInfo:
     """Declare BRECQ."""
-    return MethodInfo(
-        name=QuantMethod.BRECQ,
-        summary="Integers in groups, rounding of a block's layers learnt together from its output (BRECQ)",
-        options=BrecqOptions,
-        notes=MethodNotes(
-            paper="arXiv:2102.05426",
-            takes=f"{BLOCKS} 463 {SETTING}, 32 × 256 tokens.",
-            served=SERVED,
-            limits="Nine times GPTQ's time; at 4 bits no nearer to 16 bit than AdaRound (KL 0.049 against 0.046).",
-        ),
-        stages=frozenset({Stage.BASE, Stage.TRAINED}),
-        requirements=("compressed-tensors>=0.19",),
-        adapters=("LoRa", "DoRa", "VeRa"),
+    return integer_method(
+        QuantMethod.BRECQ,
+        "Integers in groups, rounding of a block's layers learnt together from its output (BRECQ)",
+        BrecqOptions,
+        paper="arXiv:2102.05426",
+        takes=f"{BLOCKS} 463 {SETTING}, 32 × 256 tokens.",
+        limits="Nine times GPTQ's time; at 4 bits no nearer to 16 bit than AdaRound (KL 0.049 against 0.046).",
         calibration="required",
     )
 

@@ -6,9 +6,9 @@ The hooks; what happens to a block stands in `solver`. Weights are stored as com
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from quantkit import MethodInfo, MethodNotes, PlanContext, QuantizationPlan, QuantMethod, Stage, hookimpl, shared_hooks
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantMethod, hookimpl, shared_hooks
 from quantkit.calibration import Calibration, QuantizationWork
-from quantkit.integer_plans import BLOCKS, SERVED, SETTING, IntegerOptions, integer_plan
+from quantkit.integer_plans import BLOCKS, SETTING, IntegerOptions, integer_method, integer_plan
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,16 @@ class GptqOptions(IntegerOptions):
 @hookimpl
 def declare_method() -> MethodInfo:
     """Declare GPTQ."""
-    return MethodInfo(
-        name=QuantMethod.GPTQ,
-        summary="Integers in groups, rounded with error feedback under the inputs' second moments (GPTQ)",
-        options=GptqOptions,
-        notes=MethodNotes(
-            paper="arXiv:2210.17323",
-            takes=f"{BLOCKS} 52 {SETTING}, 32 × 256 tokens.",
-            served=SERVED,
-            limits=(
-                "At 4 bits llm-compressor's GPTQ had the lower perplexity (8.37 against 8.56) at nearly twice the KL from"
-                " 16 bit (0.184 against 0.102)."
-            ),
+    return integer_method(
+        QuantMethod.GPTQ,
+        "Integers in groups, rounded with error feedback under the inputs' second moments (GPTQ)",
+        GptqOptions,
+        paper="arXiv:2210.17323",
+        takes=f"{BLOCKS} 52 {SETTING}, 32 × 256 tokens.",
+        limits=(
+            "At 4 bits llm-compressor's GPTQ had the lower perplexity (8.37 against 8.56) at nearly twice the KL from"
+            " 16 bit (0.184 against 0.102)."
         ),
-        stages=frozenset({Stage.BASE, Stage.TRAINED}),
-        requirements=("compressed-tensors>=0.19",),
-        adapters=("LoRa", "DoRa", "VeRa"),
         calibration="required",
         claims=("gptq",),
     )

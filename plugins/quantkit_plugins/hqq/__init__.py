@@ -6,19 +6,9 @@ The hooks; the arithmetic stands in `solver`, with its source.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from quantkit import (
-    MethodInfo,
-    MethodNotes,
-    PlanContext,
-    QuantizationPlan,
-    QuantMethod,
-    Stage,
-    UsageError,
-    hookimpl,
-    shared_hooks,
-)
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantMethod, UsageError, hookimpl, shared_hooks
 from quantkit.calibration import QuantizationWork
-from quantkit.integer_plans import SERVED, SETTING, IntegerOptions, integer_plan
+from quantkit.integer_plans import SETTING, IntegerOptions, integer_method, integer_plan
 
 if TYPE_CHECKING:
     from quantkit.exporting.answers import Row
@@ -58,22 +48,16 @@ class HqqOptions(IntegerOptions):
 @hookimpl
 def declare_method() -> MethodInfo:
     """Declare HQQ."""
-    return MethodInfo(
-        name=QuantMethod.HQQ,
-        summary="Integers in groups, scale and zero point fitted to the weights alone; no calibration (HQQ)",
-        options=HqqOptions,
-        notes=MethodNotes(
-            paper="https://mobiusml.github.io/hqq_blog",
-            takes=f"The weights alone: 13 {SETTING}.",
-            served=SERVED,
-            limits=(
-                "Zero points are integers, as common formats store them: hqq's own, real-valued ones had less KL at 4 bits"
-                " (0.194 against 0.341), more at 3 (2.10 against 1.08)."
-            ),
+    return integer_method(
+        QuantMethod.HQQ,
+        "Integers in groups, scale and zero point fitted to the weights alone; no calibration (HQQ)",
+        HqqOptions,
+        paper="https://mobiusml.github.io/hqq_blog",
+        takes=f"The weights alone: 13 {SETTING}.",
+        limits=(
+            "Zero points are integers, as common formats store them: hqq's own, real-valued ones had less KL at 4 bits"
+            " (0.194 against 0.341), more at 3 (2.10 against 1.08)."
         ),
-        stages=frozenset({Stage.BASE, Stage.TRAINED}),
-        requirements=("compressed-tensors>=0.19",),
-        adapters=("LoRa", "DoRa", "VeRa"),
         claims=("hqq",),
     )
 

@@ -16,19 +16,9 @@ Norm weights are folded into the layers behind them, so adapters on a rotated ba
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quantkit import (
-    MethodInfo,
-    MethodNotes,
-    PlanContext,
-    QuantizationPlan,
-    QuantMethod,
-    Stage,
-    UsageError,
-    hookimpl,
-    shared_hooks,
-)
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantMethod, UsageError, hookimpl, shared_hooks
 from quantkit.calibration import Calibration, QuantizationWork
-from quantkit.integer_plans import BLOCKS, SERVED, SETTING, IntegerOptions, integer_plan
+from quantkit.integer_plans import BLOCKS, SETTING, IntegerOptions, integer_method, integer_plan
 
 UNTIED = "R1 rotates embeddings and output head differently: they are untied, and the checkpoint holds both."
 
@@ -69,22 +59,16 @@ class QuarotOptions(IntegerOptions):
 @hookimpl
 def declare_method() -> MethodInfo:
     """Declare QuaRot."""
-    return MethodInfo(
-        name=QuantMethod.QUAROT,
-        summary="Rotations folded into the weights, then GPTQ or rounding to nearest",
-        options=QuarotOptions,
-        notes=MethodNotes(
-            paper="arXiv:2404.00456",
-            takes=f"{BLOCKS} 71 {SETTING}, 32 × 256 tokens; with rounding rtn the weights alone.",
-            served=SERVED,
-            limits=(
-                "No online rotations and no quantized cache: no common format has a place for them. Where no channels are"
-                " outliers, rotation can lose (`benchmarks/rotation.py`)."
-            ),
+    return integer_method(
+        QuantMethod.QUAROT,
+        "Rotations folded into the weights, then GPTQ or rounding to nearest",
+        QuarotOptions,
+        paper="arXiv:2404.00456",
+        takes=f"{BLOCKS} 71 {SETTING}, 32 × 256 tokens; with rounding rtn the weights alone.",
+        limits=(
+            "No online rotations and no quantized cache: no common format has a place for them. Where no channels are"
+            " outliers, rotation can lose (`benchmarks/rotation.py`)."
         ),
-        stages=frozenset({Stage.BASE, Stage.TRAINED}),
-        requirements=("compressed-tensors>=0.19",),
-        adapters=("LoRa", "DoRa", "VeRa"),
         calibration="optional",
     )
 

@@ -8,19 +8,9 @@ place where that is exact; nothing is left to do at run time.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quantkit import (
-    MethodInfo,
-    MethodNotes,
-    PlanContext,
-    QuantizationPlan,
-    QuantMethod,
-    Stage,
-    UsageError,
-    hookimpl,
-    shared_hooks,
-)
+from quantkit import MethodInfo, PlanContext, QuantizationPlan, QuantMethod, UsageError, hookimpl, shared_hooks
 from quantkit.calibration import Calibration, QuantizationWork
-from quantkit.integer_plans import BLOCKS, SERVED_W8A8, integer_plan
+from quantkit.integer_plans import BLOCKS, SERVED_W8A8, integer_method, integer_plan
 
 
 @dataclass(frozen=True)
@@ -41,21 +31,16 @@ class SmoothQuantOptions:
 @hookimpl
 def declare_method() -> MethodInfo:
     """Declare SmoothQuant."""
-    return MethodInfo(
-        name=QuantMethod.SMOOTH_QUANT,
-        summary="Int8 weights and activations, after smoothing out large activation channels",
-        options=SmoothQuantOptions,
-        notes=MethodNotes(
-            paper="arXiv:2211.10438",
-            takes=BLOCKS,
-            served=SERVED_W8A8,
-            limits=(
-                "8 bits only. Factors go where they fold into a norm or layer exactly; a block where nothing folds is refused."
-            ),
+    return integer_method(
+        QuantMethod.SMOOTH_QUANT,
+        "Int8 weights and activations, after smoothing out large activation channels",
+        SmoothQuantOptions,
+        paper="arXiv:2211.10438",
+        takes=BLOCKS,
+        served=SERVED_W8A8,
+        limits=(
+            "8 bits only. Factors go where they fold into a norm or layer exactly; a block where nothing folds is refused."
         ),
-        stages=frozenset({Stage.BASE, Stage.TRAINED}),
-        requirements=("compressed-tensors>=0.19",),
-        adapters=("LoRa", "DoRa", "VeRa"),
         calibration="required",
     )
 
