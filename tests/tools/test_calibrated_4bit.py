@@ -29,7 +29,7 @@ def test_qlora_on_a_calibrated_base(settings: list[object], read_json: Any, rows
     assert found["quantization"]["weights_dtype"] == "nf4"
     merged = Path(read_json("train", *settings, *CALIBRATED)["artifact"])
     assert merged.name == f"{kept.name}_mergedbf16"
-    assert read_record(merged).verification["merge"]["mean_kl"] < 1e-4
+    assert read_record(merged).verification["fidelity"]["stored"]["mean_kl"] < 1e-2
     assert verify_manifest(base) == before
 
 

@@ -28,3 +28,14 @@ def test_a_run_whose_artifact_will_not_fit_on_the_disk_is_refused_before_it_load
     assert "started all the same, as force is set" in err
     record = read_record(next((tmp_path / "artifacts").glob("*_SFT_*")))
     assert record.kind == "adapter"
+
+
+def test_a_run_that_folds_its_adapters_in_needs_room_for_its_last_checkpoint_too(
+    settings: list[object], quantkit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shutil.disk_usage
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda path: real(path)._replace(free=1 << 20))
+    settings[settings.index("--lora-r") + 1] = 64
+    said = [quantkit("train", *settings, *more)[2] for more in ([], ["--save-steps", 1])]
+    assert said[0] == said[1]
+    assert "the artifact needs 7" in said[0]  # MiB: 64 to spare, 1 of weights, 12 bytes for each trained parameter

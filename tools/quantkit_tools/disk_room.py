@@ -1,8 +1,8 @@
 """Will there be room for what a run writes? Asked before the model is loaded: after training the answer costs the training.
 
-The least that must fit is counted: the artifact, and where `save_steps` asks for checkpoints, one of them. What the forecast
-of memory calls `disk_bytes` is not used: it holds a checkpoint that most runs never write, and a quantized base that lies there
-already when this is asked.
+The least that must fit is counted: the artifact, and one checkpoint where `save_steps` asks for some or adapters are folded in,
+from the last one. What the forecast of memory calls `disk_bytes` is not used: it holds a checkpoint of every run, and a quantized
+base that lies there already when this is asked.
 """
 
 from quantkit.console import warn
@@ -30,11 +30,11 @@ def require_disk(run: RunPlan, forecast: Forecast) -> None:
 
 
 def least_bytes(run: RunPlan, forecast: Forecast) -> int:
-    """Return the bytes of the weights that are stored, and of one checkpoint where the run asks for some."""
+    """Return the bytes of the weights that are stored, and of one checkpoint where the run writes any."""
     trained = forecast.trained_parameters
     kept = BYTES_OF_A_TRAINED_WEIGHT * trained
     stored = forecast.shape.parameters * run.stored.weights_bits // 8 if run.kind == "model" else kept
-    if not run.config.save_steps:
+    if not run.config.save_steps and not run.merges:
         return stored
     settings = forecast.settings
     return stored + kept + optimizer_states(settings.optim).size(trained, settings.trained_bytes)
