@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from quantkit.methods import installed_methods
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,6 +35,15 @@ def test_the_wheel_carries_licence_and_types(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
     for package in ("quantkit", "quantkit_plugins", "quantkit_registry", "quantkit_tools"):
         assert f"{package}/py.typed" in names
+
+
+def test_every_method_works_after_a_plain_install_but_the_two_that_name_their_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    installed = {Requirement(text).name for text in project["dependencies"]}
+    needs = {name: installed_methods().info(name).requirements for name in project["entry-points"]["quantkit"]}
+    lacking = {name for name, texts in needs.items() if not {Requirement(text).name for text in texts} <= installed}
+    assert lacking == {"TorchAO", "AutoRound"}
+    assert {"torchao", "autoround"} <= set(project["optional-dependencies"])
 
 
 def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:

@@ -147,6 +147,9 @@ def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(write_sweep: Any, 
     assert quantkit("sweep", path, "--emit", "commands")[1] == ""
     _without_the_journal_artifacts_speak_for_themselves(plan)
     _more_merges_train_nothing_again(planned(write_sweep(**TWO_BY_TWO)))
+    shown = quantkit("sweep", write_sweep({"learning_rate": 0.5}, vary=vary), "--dry-run")[1]
+    assert "in the way: remove the artifact, set another output_dir in base, or put the setting under vary" in shown
+    assert "time left" not in shown
     _other_rows_or_settings_under_the_name_are_in_the_way(plan, write_sweep, vary)
 
 

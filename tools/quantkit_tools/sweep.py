@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 INTERRUPTED = 130
+WAY_OUT = "remove the artifact, set another output_dir in base, or put the setting under vary, so that names carry it"
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,12 @@ def announce(plan: "SweepPlan", journal: "Journal") -> None:
     """Print the steps in their order, what they take, and what is left out."""
     rows = []
     left_s: list[float | None] = []
+    blocked = 0
     for number, step in enumerate(plan.steps, start=1):
         standing = journal.standing(step)
         expected_s, peak = (None, None) if standing.state == "done" else journal.expected(step)
-        left_s += [] if standing.state == "done" else [expected_s]
+        left_s += [expected_s] if standing.state == "to do" else []
+        blocked += standing.state == "in the way"
         state = f"{standing.state}\n{standing.detail}" if standing.detail else standing.state
         time = None if expected_s is None else console.format_duration(expected_s)
         disk = console.format_bytes(step.disk_bytes)
@@ -121,7 +124,9 @@ def announce(plan: "SweepPlan", journal: "Journal") -> None:
     caption = (
         f"about {console.format_bytes(plan.disk_bytes)} on disk under {plan.root}; time left, one at a time: {total}{unknown}"
     )
-    console.table(f"Sweep {plan.sweep.path.stem}", columns, rows, caption=caption if left_s else "nothing is left to run")
+    lines = [caption] if left_s else [] if blocked else ["nothing is left to run"]
+    lines += [f"{blocked} in the way: {WAY_OUT}"] if blocked else []
+    console.table(f"Sweep {plan.sweep.path.stem}", columns, rows, caption="\n".join(lines))
     if plan.refused:
         console.table("Refused", ["combination", "why"], [[item.label, item.reason] for item in plan.refused])
     for note in plan.notes:
