@@ -1,9 +1,10 @@
 """What does a person see: on a narrow terminal, on a wide one, without colour, in a log file?
 
 The only importer of rich, and only when something is printed. Text of users and libraries is never read as markup, and
-its control characters are shown, not obeyed. Where the output is no terminal nothing is wrapped or folded, so that `grep`
-finds whole names (set COLUMNS to have a width all the same), and a progress is a line now and then. Printing directly, or
-tqdm, would fill a log file with carriage returns.
+its control characters are shown, not obeyed. Where the output is no terminal nothing is wrapped, folded or left out, and a row
+is a line, so that `grep` finds whole names and what belongs to them (set COLUMNS to have a width all the same; `less -S`
+scrolls to the side), and a progress is a line now and then. Printing directly, or tqdm, would fill a log file with
+carriage returns.
 """
 
 import json
@@ -12,10 +13,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from quantkit.layout import Column, describe_fields, format_bytes, format_duration, printable, table_lines
+from quantkit.layout import Column, describe_fields, format_bytes, format_duration, joined, printable, table_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,19 +112,21 @@ def emit_json(data: object) -> None:
 
 
 def table(title: str, columns: Sequence[str | Column], rows: Sequence[Sequence[object]], *, caption: str = "") -> None:
-    """Print a table; cells may be anything, see `layout.cell_text`."""
+    """Print a table; cells may be anything, see `layout.cell_text`. Where nothing gives a width each row is one line."""
     from rich.text import Text
 
     console = _console(_to_stderr)
     has_width = console.is_terminal or os.environ.get("COLUMNS", "").isdigit()
     heads = [column if isinstance(column, Column) else Column(column) for column in columns]
+    if not has_width:
+        heads, rows = [replace(item, name=joined(item.name)) for item in heads], [list(map(joined, row)) for row in rows]
     (head, *body), dropped = table_lines(heads, rows, console.width if has_width else UNLIMITED)
     width = max(len(line) for lines in (head, *body) for line in lines)
     styled = [(printable(title), "bold"), *((line, "bold") for line in head), ("─" * width, "dim")]
     styled += [(line, "") for lines in body for line in lines] if body else [("(none)", "dim")]
     styled += [(printable(line), "dim") for line in caption.split("\n") if line]
     if dropped:
-        styled.append((f"not shown at this width: {', '.join(dropped)}", "dim"))
+        styled.append((f"not shown at this width: {', '.join(name.replace(chr(10), ' ') for name in dropped)}", "dim"))
     console.print()
     for line, style in styled:
         console.print(Text(line, style), soft_wrap=True)

@@ -13,7 +13,7 @@ from typing import Literal
 GAP = 2
 """Spaces between two columns of a table."""
 NARROWEST = 12
-"""Characters below which a text column is not folded."""
+"""Characters below which a column is not folded."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 FOLD_AFTER = re.compile(r"[^ _/\-,]*[ _/\-,]*")
 
@@ -24,7 +24,7 @@ class Column:
 
     name: str
     align: Literal["left", "right"] = "left"
-    """Text stands left and may be folded; numbers stand right and never are."""
+    """Text stands left and is folded first; numbers stand right and are folded, as marks beside a score, where all else is."""
     priority: int = 0
     """0: always shown; of the others the highest number is dropped first."""
 
@@ -56,7 +56,8 @@ def fit_columns(columns: Sequence[Column], cells: Sequence[Sequence[str]], width
             del widths[index]
             dropped.append(columns[index].name)
     while excess() > 0:
-        foldable = [index for index in widths if columns[index].align == "left" and widths[index] > NARROWEST]
+        wide = [index for index in widths if widths[index] > NARROWEST]
+        foldable = [index for index in wide if columns[index].align == "left"] or wide
         if not foldable:
             break
         widths[max(foldable, key=widths.__getitem__)] -= 1
@@ -120,6 +121,15 @@ def cell_text(cell: object) -> str:
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     return f"{cell:.4g}" if isinstance(cell, float) else printable(str(cell))
+
+
+def joined(cell: object) -> str:
+    """Return the text of one cell in one line.
+
+    >>> joined("54.2%\\n40.1–67.6\\nFLOOR"), joined(None)
+    ('54.2%, 40.1–67.6, FLOOR', '–')
+    """
+    return ", ".join(filter(None, cell_text(cell).split("\n")))
 
 
 def printable(text: str) -> str:

@@ -90,6 +90,20 @@ def test_without_a_terminal_there_are_no_control_codes_and_names_are_never_folde
     assert printed.endswith("one model\ndone\n")
 
 
+def test_without_a_width_a_row_is_one_line_with_all_that_its_cells_hold(capsys):
+    console.table("Scores", [Column("artifact"), Column("score\n95 %", "right", priority=1)], [[NAME, "54.2%\n40–68\nFLOOR"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split() == ["artifact", "score,", "95", "%"]
+    assert lines[4] == f"{NAME}  54.2%, 40–68, FLOOR"
+
+
+def test_marks_beside_a_score_are_folded_where_a_terminal_is_too_narrow_for_them():
+    script = "console.table('Scores', [Column('name'), Column('score', 'right')], [[NAME, '0.0 % FLOOR NO STOP UNPARSED']])"
+    lines = lines_of(on_terminal(script, 30))
+    assert max(map(len, lines)) <= 30
+    assert all(word in "\n".join(lines) for word in ("0.0 %", "FLOOR", "STOP", "UNPARSED"))
+
+
 def test_columns_gives_a_log_file_a_width(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     console.table("Artifacts", COLUMNS, ROWS)
