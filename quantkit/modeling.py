@@ -40,6 +40,7 @@ __all__ = [
     "load_tokenizer",
     "one_line",
     "recommend_rank",
+    "refuse_folder_without_model",
     "refuse_missing_folder",
     "resolve_compute_dtype",
     "resolve_device",
@@ -254,12 +255,18 @@ def _with_adapter(model: Any, path: str) -> Any:
     return model.eval()
 
 
+def refuse_folder_without_model(folder: Path) -> None:
+    """Refuse a folder that is there and holds no `config.json`; an adapter's is told from others."""
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        what = "an adapter; fold it in (quantkit merge) or name its base" if adapter else "not a model folder"
+        raise UsageError(f"{folder}: no config.json: {what}")
+
+
 def _refuse_unreadable(folder: Path) -> None:
     if not folder.is_dir():
         return
-    if not (folder / "config.json").is_file():
-        what = "an adapter; load it on its base" if (folder / "adapter_config.json").is_file() else "not a model folder"
-        raise UsageError(f"{folder}: no config.json: {what}")
+    refuse_folder_without_model(folder)
     names = [item.name for item in folder.iterdir()]
     if not any(name.endswith(".safetensors") for name in names):
         pickles = sorted(name for name in names if name.endswith(PICKLES))

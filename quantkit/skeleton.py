@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.modeling import one_line, refuse_missing_folder
+from quantkit.modeling import one_line, refuse_folder_without_model, refuse_missing_folder
 
 CONFIG = "config.json"
 
@@ -35,6 +35,7 @@ def read_skeleton(path: str, *, revision: str | None = None, trust_remote_code: 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     refuse_missing_folder(path)
+    refuse_folder_without_model(Path(path).expanduser())
     with one_line(path, "config.json"):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
         with torch.device("meta"):

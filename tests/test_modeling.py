@@ -69,15 +69,17 @@ def test_a_file_is_no_model(tiny_model):
         load_dense(tiny_model / "config.json")
 
 
-def test_a_folder_without_config_is_no_model(tmp_path):
+@pytest.mark.parametrize("read", [load_dense, read_skeleton])
+def test_a_folder_without_config_is_no_model(read, tmp_path):
     with pytest.raises(UsageError, match=r"no config.json: not a model folder"):
-        load_dense(tmp_path)
+        read(str(tmp_path))
 
 
-def test_an_adapter_folder_is_not_loaded_as_a_model(tmp_path):
+@pytest.mark.parametrize("read", [load_dense, read_skeleton])
+def test_an_adapter_folder_is_not_loaded_as_a_model(read, tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"no config.json: an adapter; load it on its base"):
-        load_dense(tmp_path)
+    with pytest.raises(UsageError, match=r"no config.json: an adapter; fold it in \(quantkit merge\) or name its base"):
+        read(str(tmp_path))
 
 
 def test_a_folder_without_weights_is_no_model(copy_of_tiny):
