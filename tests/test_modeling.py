@@ -11,6 +11,7 @@ from quantkit import QuantizationSpec
 from quantkit.errors import UsageError, VerificationError
 from quantkit.methods import installed_methods
 from quantkit.modeling import (
+from quantkit.skeleton import read_skeleton
     ModelSource,
     attach_adapter,
     load_base,
