@@ -85,7 +85,17 @@ def test_one_run_names_moments_items_peak_interval_disk_and_time(capsys):
         capsys, "qwen3-8b", "--quant-method", "QLORA", "--device", "cuda", "--max-length", "256", "--tokens-per-s", "100",
         "--max-steps", "10",
     )  # fmt: skip
-    assert [moment["name"] for moment in data["moments"]] == ["load", "start", "trial", "loss", "backward", "step", "observe", "merge", "compare"]
+    assert [moment["name"] for moment in data["moments"]] == [
+        "load",
+        "start",
+        "trial",
+        "loss",
+        "backward",
+        "step",
+        "observe",
+        "merge",
+        "compare",
+    ]
     largest = max(data["moments"], key=lambda moment: moment["size_bytes"])
     assert (data["peak_moment"], data["peak_bytes"]) == (largest["name"], largest["total_bytes"])
     assert data["interval"]["low_bytes"] < data["peak_bytes"] < data["interval"]["high_bytes"]
@@ -145,6 +155,15 @@ def test_what_fits_is_the_best_with_its_command_and_what_it_gives_up(capsys):
     assert "before" in data["order"]
     only = answered(capsys, "llama-3.2-3b", "--fit", "12GiB", "--device", "cuda", "--quant-method", "NoQuant")
     assert [fit["forecast"]["settings"]["plan"]["method"] for fit in only["fits"]] == ["NoQuant"]
+
+
+def test_the_whole_interval_of_what_is_proposed_fits_or_it_is_said_that_it_does_not(capsys):
+    roomy = answered(capsys, "qwen3-8b", "--fit", "12GiB", "--device", "cuda")["fits"][0]
+    assert roomy["forecast"]["interval"]["high_bytes"] <= 12 * GIB
+    assert roomy["forecast"]["settings"]["plan"]["method"] == "QLORA"
+    assert main(["qwen3-8b", "--fit", "8GiB", "--device", "cuda"]) == 0
+    printed = capsys.readouterr()
+    assert "the upper end of that is above 8.00 GiB: memory may not suffice" in printed.err
 
 
 def test_where_nothing_fits_the_exit_code_is_3_and_nothing_is_made_up(capsys):

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.console import Column, format_bytes, say, table
+from quantkit.console import Column, format_bytes, say, table, warn
 from quantkit.errors import QuantkitError
-from quantkit.forecasting.fitting import PREFERENCES, Fit, Preference, fits
+from quantkit.forecasting.choice import least_recompute
+from quantkit.forecasting.fitting import PREFERENCES, Fit, Preference, fits, given_up
 from quantkit.forecasting.forecast import Forecast
+from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.storage import UNPACKED
 from quantkit.methods import Methods
 from quantkit.plan import QuantizationPlan, Stage
@@ -37,17 +39,40 @@ class FitResult:
 
 
 def fit_run(question: Asked, methods: Methods, room_bytes: int, *, prefer: Preference, chosen: bool) -> FitResult:
-    """Return what fits; with `chosen`, only with the method that was named."""
+    """Return what fits; with `chosen`, only with the method that was named.
+
+    What is proposed fits with the upper end of its interval, as a run at the very edge runs out of memory every other time;
+    where nothing does, with its forecast.
+    """
     config = question.config
     start = question.plan_of(methods, config.quant_method, question.adapter(), config.method_options)
     settings = question.settings(start, methods)
     plans = [start] if chosen else _plans(question, methods, start)
-    found = fits(question.shape, settings, plans, room_bytes, question.constants, prefer=prefer)
-    return FitResult(room_bytes, question.forecast(start, methods), tuple(found))
+    room, found = room_bytes, list[Fit]()
+    for room in (round(room_bytes / question.constants.high), room_bytes):
+        found = list(fits(question.shape, settings, plans, room, question.constants, prefer=prefer))
+        if found:
+            break
+    whole = in_whole_batches(settings, found[0], room) if found else None
+    return FitResult(room_bytes, question.forecast(start, methods), (*found[:1], *([whole] if whole else []), *found[1:]))
+
+
+def in_whole_batches(start: RunSettings, best: Fit, room_bytes: int) -> Fit | None:
+    """Return the best settings with the batches that were asked for, and as much computed again as that takes; None where
+    batches were not given up, or it cannot be."""
+    shape, settings, constants = best.forecast.shape, best.forecast.settings, best.forecast.constants
+    if settings.rows == start.rows:
+        return None
+    batches = {key: getattr(start, key) for key in ("rows", "accumulation", "tokens", "supervised")}
+    found = least_recompute(shape, settings.with_changes(**batches), constants, lambda other: other.peak_bytes <= room_bytes)
+    return None if found is None else Fit(found, given_up(start, found.settings))
 
 
 def _plans(question: Asked, methods: Methods, start: QuantizationPlan) -> list[QuantizationPlan]:
-    """Return ways to hold the base, the most precise first: those of each width that keep it quantized while training."""
+    """Return ways to hold the base, the most precise first: those of each width that keep it quantized while training.
+
+    Scales that are quantized again cost no quality (arXiv:2305.14314, section 4) and come before those that are not.
+    """
     found: dict[tuple[int, bool], QuantizationPlan] = {}
     for name in (start.method, *methods.names):
         if Stage.BASE not in methods.info(name).stages:
@@ -62,7 +87,7 @@ def _plans(question: Asked, methods: Methods, start: QuantizationPlan) -> list[Q
             continue
         key = (spec.weights_bits, spec.double_quant)
         found.setdefault(key, plan)
-    return sorted(found.values(), key=lambda plan: (-plan.spec.weights_bits, plan.spec.double_quant))
+    return sorted(found.values(), key=lambda plan: (-plan.spec.weights_bits, not plan.spec.double_quant))
 
 
 def command(fit: Fit) -> str:
@@ -96,3 +121,5 @@ def show_fit(question: Asked, found: FitResult, *, prefer: Preference) -> None:
     say(f"{command(found.fits[0])}", style="bold")
     low, high = found.fits[0].forecast.interval
     say(f"expected between {format_bytes(low)} and {format_bytes(high)} ({coverage(question.constants)})")
+    if high > found.room_bytes:
+        warn(f"the upper end of that is above {room}: memory may not suffice")
