@@ -68,7 +68,7 @@ def saving(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
 
 def _logits(shape: ModelShape, settings: RunSettings, *, held: int | None = None) -> dict[str, int]:
     """Return float32 logits: those of adapter and merged models, kept on the CPU, and what a pass of the judged rows makes."""
-    passing = min(LOGITS_AT_ONCE, BATCH_ROWS * settings.length)  # logits, and what their logarithms are made of
-    kept, passing = (2, 2 * passing) if held is None else (held, 0)
+    passing = 3 * min(LOGITS_AT_ONCE, BATCH_ROWS * settings.length)  # logits, and two copies that logarithms are made of
+    kept, passing = (2, passing) if held is None else (held, 0)
     positions = passing + (kept * PROBE_TOKENS if settings.device == "cpu" else 0)
     return {"logits that are compared": 4 * positions * shape.vocabulary} if positions else {}
