@@ -124,12 +124,14 @@ def table(title: str, columns: Sequence[str | Column], rows: Sequence[Sequence[o
     width = max(len(line) for lines in (head, *body) for line in lines)
     styled = [(printable(title), "bold"), *((line, "bold") for line in head), ("─" * width, "dim")]
     styled += [(line, "") for lines in body for line in lines] if body else [("(none)", "dim")]
-    styled += [(printable(line), "dim") for line in caption.split("\n") if line]
+    below = [printable(line) for line in caption.split("\n") if line]
     if dropped:
-        styled.append((f"not shown at this width: {', '.join(name.replace(chr(10), ' ') for name in dropped)}", "dim"))
+        below.append(f"not shown at this width: {', '.join(name.replace(chr(10), ' ') for name in dropped)}")
     console.print()
     for line, style in styled:
         console.print(Text(line, style), soft_wrap=True)
+    for line in below:
+        console.print(Text(line, "dim", overflow="fold"), soft_wrap=not has_width)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ CAPTION = (
     "FLOOR: the 95 % interval reaches to what a predictor that understands nothing\n"
     "gets on the same rows (best floor). Judged: share of rows whose answer parsed,\n"
     "or of what fitted the context; what does not parse is wrong. Stopped: answers\n"
-    "that ended by themselves. Perplexity: of responses; below, of all tokens."
+    "that ended by themselves. Perplexity: of responses, then of all tokens."
 )
 
 
