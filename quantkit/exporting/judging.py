@@ -14,6 +14,7 @@ from quantkit.errors import UsageError
 from quantkit.exporting.answers import TARGETS, Answer
 from quantkit.exporting.rows import Rows
 from quantkit.headers import StoredWeights
+from quantkit.headers.facts import UNKNOWN
 from quantkit.spec import DENSE_BITS, QuantizationSpec
 
 GPTQ_BITS = (2, 3, 4, 8)
@@ -68,6 +69,8 @@ def answer_for(holding: Holding, target: str) -> Answer:
         answer = _repacked(answer, stored, target, holding.config)
     if target == "vllm" and stored is not None and holding.source in ("gptq", "awq", "ct-int", "ct-int-act"):
         answer = _served(answer, stored, holding.config)
+    if absent := holding.rows.not_installed(answer):
+        answer = replace(answer, notes=(*answer.notes, f"Not installed here: the method {', '.join(absent)}."))
     lacking = missing(answer.needs)
     if lacking and target != "vllm":
         answer = replace(answer, notes=(*answer.notes, f"Not installed here: {', '.join(lacking)}."))
@@ -83,7 +86,7 @@ def repacked_spec(stored: StoredWeights, target: str) -> QuantizationSpec:
     """Return what a repacked folder's weights are; AWQ has zero points, in the grid's middle where the source had none."""
     symmetric = False if target == "awq" else stored.symmetric is not False
     return QuantizationSpec(
-        method="RTN",
+        method=UNKNOWN,
         weights_bits=stored.weights_bits or 0,
         weights_dtype=stored.weights_dtype or "",
         format=target,
@@ -129,7 +132,7 @@ def _repacked(answer: Answer, stored: StoredWeights, target: str, config: Mappin
 
 
 def _served(answer: Answer, stored: StoredWeights, config: Mapping[str, Any]) -> Answer:
-    spec = stored.to_spec("RTN")
+    spec = stored.to_spec(UNKNOWN)
     if spec is None:
         return answer
     try:

@@ -44,10 +44,17 @@ class Rows:
     """Source that a plugin declares to its method."""
     broken: tuple[str, ...] = ()
     """Why rows of plugins are left out, in sentences."""
+    methods: tuple[str, ...] | None = None
+    """The methods that can be asked for; None: not known."""
 
     def source_of(self, kind: str) -> str:
         """Return the source of a storage kind that needs no look at its facts; `other` where nobody speaks for it."""
         return KINDS.get(kind, kind if kind in self.owners else "other")
+
+    def not_installed(self, answer: Answer) -> list[str]:
+        """Return the methods in an answer's commands that cannot be asked for here."""
+        named = [] if self.methods is None else re.findall(r"--method (\w+)", answer.how)
+        return [name for name in named if name not in (self.methods or ())]
 
     def rewritten_by(self, method: str) -> dict[str, Answer]:
         """Return target → answer for what a method's own `export_model` writes."""
@@ -72,7 +79,7 @@ def known_rows(methods: Methods, *, distribution: str = "") -> Rows:
             sources[kind], owners[kind] = row.title, source.plugin
             no_way = route("no", "Its method names no way. Start from the 16-bit model it was made from.", str(source))
             table |= {(kind, target): row.answers.get(target, no_way) for target in TARGETS}
-    return Rows(sources | {"other": other}, table, owners, tuple(broken))
+    return Rows(sources | {"other": other}, table, owners, tuple(broken), methods.names)
 
 
 def _fault_in_answer(methods: Methods, source: Source, answer: Any) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from quantkit import AdapterPlan, PlanContext, Stage, VerificationError, hookimpl
-from quantkit.exporting import Row, known_rows
+from quantkit.exporting import Holding, Row, answer_for, known_rows
 from quantkit.exporting.answers import Answer, as_it_is, route, written
 from quantkit.methods import Methods, Source, installed_methods
 from quantkit.modeling import load_base, load_tokenizer
@@ -169,6 +169,13 @@ def test_a_row_that_breaks_a_rule_is_left_out_and_says_why(answer, text):
     assert text in reason
     assert "hqq" in rows.owners
     assert "toy8" not in rows.sources
+
+
+def test_a_route_by_a_method_that_is_not_installed_says_so(monkeypatch):
+    monkeypatch.setenv("QUANTKIT_DISABLE_PLUGINS", "AWQ")
+    held = Holding(name="Some", adapter="LoRa", rows=known_rows(Methods.discover()))
+    assert answer_for(held, "awq").notes == ("Not installed here: the method AWQ.",)
+    assert answer_for(held, "gptq").notes == ()
 
 
 def test_the_tutorials_row_is_sound():
