@@ -166,7 +166,7 @@ class RunConfig:
     device_map: Mapping[str, int | str] | str | None = None
     """Spread a 16-bit base over the GPUs of one process: auto, balanced, balanced_low_0, sequential, or module → device."""
     sharding: Literal["none", "fsdp2"] = "none"
-    """What each of several processes holds of the base: a copy, or, with fsdp2, a part of its frozen weights."""
+    """What each of several processes holds of the base: a copy, or, with fsdp2, a part; of NoPeft, of all that is trained."""
     output_dir: str = "artifacts"
     """Folder under which the artifact is saved by its standardized name; artifacts is $QUANTKIT_REGISTRY where that is set."""
     overwrite: bool = False

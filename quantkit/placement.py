@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 AWAY = ("cpu", "disk", "meta")
 """Where a layer of a model that computes on GPUs cannot be trained through."""
+ON_PARTS = ("adamw_torch", "adamw_torch_fused", "sgd")
+"""Optimizers that look at each value by itself, so that a part of a weight is updated as it would be in the whole."""
 
 
 def check_placement(config: "RunConfig", device: str, *, quantized: bool) -> None:
@@ -58,10 +60,10 @@ def check_splitting(config: "RunConfig") -> None:
             "sharding is fsdp2, but the run has one process; start several with torchrun or accelerate launch"
             " (Fine-tuning/README.md), or leave it out"
         )
-    if config.peft_config == "NoPeft":
+    if config.peft_config == "NoPeft" and config.optim not in (None, *ON_PARTS):
         raise UsageError(
-            "sharding is fsdp2, which splits frozen weights, but peft_config is NoPeft, which trains all of them; choose an"
-            " adapter, or leave sharding out"
+            f"sharding is fsdp2 and peft_config is NoPeft, so the optimizer's states are split as well, but optim is"
+            f" {config.optim!r}; use {', '.join(ON_PARTS)}, or an adapter"
         )
     if config.activation_offloading:
         raise UsageError(

@@ -239,12 +239,18 @@ def stays_quantized(spec: QuantizationSpec) -> bool:
 
 
 def _weight_copies(shape: ModelShape, settings: RunSettings, mlp: list[LinearShape]) -> int:
-    """Return the copies of trained weights that stay until the backward pass; blocks computed again make theirs again."""
+    """Return the copies of trained weights that stay until the backward pass; blocks computed again make theirs again.
+
+    Weights that are gathered from several processes (FSDP2) come in the data type of the arithmetic, but for the head.
+    """
     if settings.adapter.kind != "NoPeft" or settings.computes_in_bytes >= settings.trained_bytes:
         return 0
     head, again = 0 if shape.head is None else shape.head.weights, recomputed_blocks(shape, settings)
+    head_bytes = head * settings.computes_in_bytes
+    if settings.strategy == "fsdp":
+        return head_bytes
     whole = shape.linear_weights * (shape.blocks - again.full) // shape.blocks
-    return (whole - again.selective * sum(layer.weights for layer in mlp) + head) * settings.computes_in_bytes
+    return (whole - again.selective * sum(layer.weights for layer in mlp)) * settings.computes_in_bytes + head_bytes
 
 
 def _in_attention(layer: LinearShape) -> bool:

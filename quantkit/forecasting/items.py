@@ -35,9 +35,10 @@ def frozen_weights(shape: ModelShape, settings: RunSettings, held: str) -> dict[
 
 
 def beside_gpus(shape: ModelShape, settings: RunSettings, loaded: Mapping[str, int], offloaded: int, paged: int) -> int:
-    """Return what lies on the CPU beside GPUs: with FSDP2 each process loads the base there; where adapters are folded in in
-    memory, the first process does it there."""
-    whole = settings.processes * sum(loaded.values()) if settings.strategy == "fsdp" else 0
+    """Return what lies on the CPU beside GPUs: with FSDP2 each process loads the base there, and casts it, where it is trained;
+    where adapters are folded in in memory, the first process does it there."""
+    each = held_weights(shape, settings) if settings.adapter.kind == "NoPeft" else loaded
+    whole = settings.processes * sum(each.values()) if settings.strategy == "fsdp" else 0
     folding = sum(merging(shape).values()) if settings.strategy == "fsdp" and settings.folds_in_memory else 0
     return max(whole, folding, offloaded + paged)
 

@@ -1,9 +1,10 @@
 """What does each of several GPUs hold?
 
 With copies (DDP) as much as one alone, and the buckets in which gradients are averaged. With FSDP2, as quantkit splits
-(`quantkit.training.sharding`), a part of the frozen weights and one block's whole ones while it computes; what is trained stays
-whole. With `device_map` some of the blocks, the first GPU with the embeddings, the last with head and loss. Dividing by the
-number of GPUs, the usual rule, forgets what every one of them needs.
+(`quantkit.training.sharding`), a part of the frozen weights and one block's whole ones while it computes; adapters stay whole.
+Where all weights are trained, a part of them, of gradients and of optimizer states, and one block's whole ones. With
+`device_map` some of the blocks, the first GPU with the embeddings, the last with head and loss. Dividing by the number of GPUs,
+the usual rule, forgets what every one of them needs.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ AT_WORK = {"logits and loss", "gradients of activations"}
 """Items of the moments in which blocks compute."""
 EVERYWHERE = ("matrix products' workspace", "dequantized weight")
 """Items that each GPU has in full, whatever its share of the blocks."""
+OF_TRAINED = ("gradients", "optimizer states", "optimizer's working memory")
+"""Items that are split with the weights where all of these are trained."""
 
 
 def shares(shape: ModelShape, settings: RunSettings) -> list[int]:
@@ -40,7 +43,8 @@ def of_each_device(
     if settings.strategy == "ddp":
         return [_copied(items)] * settings.processes
     if settings.strategy == "fsdp":
-        return [_split(items, shape, settings, weights)] * settings.processes
+        split = _all_split if settings.adapter.kind == "NoPeft" else _split
+        return [split(items, shape, settings, weights)] * settings.processes
     if settings.strategy == "device_map":
         return [_mapped(items, shape, settings, number) for number in range(settings.processes)]
     return [dict(items)]
@@ -58,6 +62,21 @@ def _split(items: Mapping[str, int], shape: ModelShape, settings: RunSettings, w
     blocks = sum(size for name, size in weights.items() if name != EMBEDDINGS)
     computing = min(GATHERED * -(-blocks // shape.blocks), blocks) if AT_WORK & set(items) else 0
     found["weights gathered"] = computing + weights.get(EMBEDDINGS, 0)
+    return found
+
+
+def _all_split(
+    items: Mapping[str, int], shape: ModelShape, settings: RunSettings, weights: Mapping[str, int]
+) -> dict[str, int]:
+    found = {
+        name: -(-size // settings.processes) if name in weights or name in OF_TRAINED else size for name, size in items.items()
+    }
+    if AT_WORK & set(items):
+        block, rest = -(-shape.linear_weights // shape.blocks), shape.dense_parameters
+        found["weights gathered"] = GATHERED * block * settings.computes_in_bytes + rest * settings.trained_bytes
+        if "gradients of activations" in items:  # those of the block that was computed are sent in the data type they add up in
+            found["gradients of gathered weights"] = block * (settings.computes_in_bytes + settings.trained_bytes)
+            found["gradients of gathered weights"] += rest * settings.trained_bytes
     return found
 
 

@@ -128,7 +128,8 @@ def weights_sha256(model: Any) -> str:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-            flat = parameter.detach().cpu().contiguous().reshape(-1)
+            whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # in parts, over processes
+            flat = whole.detach().cpu().contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -26,13 +26,11 @@ def gradient_faults(model: Any) -> list[str]:
 
     Each trainable parameter needs a finite gradient, and each that starts at zero one that is not zero.
     """
-    import torch
-
     missing, broken, dead = [], [], []
     for name, parameter in _trainable(model):
         if parameter.grad is None:
             missing.append(name)
-        elif not bool(torch.isfinite(parameter.grad).all()):
+        elif not _finite(parameter.grad):
             broken.append(name)
         elif is_up_projection(name) and not bool(parameter.grad.any()):
             dead.append(name)
@@ -62,10 +60,8 @@ def check_learned(model: Any, *, steps: int) -> None:
     Raises:
         VerificationError: names the parameters at fault.
     """
-    import torch
-
     weights = _trainable(model)
-    broken = [name for name, parameter in weights if not bool(torch.isfinite(parameter).all())]
+    broken = [name for name, parameter in weights if not _finite(parameter)]
     if broken:
         raise VerificationError(f"after {steps} steps {_some(broken)} hold non-finite values; nothing is saved")
     starting = [(name, parameter) for name, parameter in weights if is_up_projection(name)]
@@ -140,7 +136,8 @@ def _parts(tensor: Any) -> list[Any]:
 
     if not is_traceable_wrapper_subclass(tensor):
         return _parts(tensor.detach().as_subclass(torch.Tensor))
-    return [part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))]
+    inner = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    return [part for item in inner if torch.is_tensor(item) for part in _parts(item)]
 
 
 def _trainable(model: Any) -> list[tuple[str, Any]]:

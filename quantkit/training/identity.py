@@ -71,6 +71,7 @@ def describe_run(
             **({"stored_base": stored} if stored else {}),
             "device_type": torch.device(device).type,
             "processes": processes,
+            **({"sharding": config.sharding} if config.peft_config == "NoPeft" else {}),  # parts of gradients sum up otherwise
         },
         "versions": {name: str(environment[name]) for name in LIBRARIES if name in environment},
     }

@@ -23,7 +23,7 @@ from quantkit.training.offload import activations_offloaded
 from quantkit.training.order import RowOrder
 from quantkit.training.padding_free import Levers
 from quantkit.training.resumable import ResumableTrainer
-from quantkit.training.sharding import is_split, replicated
+from quantkit.training.sharding import averaged, is_split
 from quantkit.training.supervised import Kept, output_head, supervised_loss, supervised_positions_only, supervised_tokens
 
 
@@ -66,7 +66,7 @@ class StepTrainer(ResumableTrainer):
         return self.accelerator.prepare(loader)
 
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
-        return replicated(model) if training and is_split(model) else super()._wrap_model(model, training, dataloader)
+        return averaged(model) if training and is_split(model) else super()._wrap_model(model, training, dataloader)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """Return the batches of one step and how many tokens they predict, over all processes."""
@@ -110,6 +110,7 @@ class StepTrainer(ResumableTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         self.require_finite(norm, "the norm of the gradients", self.rows)
         return norm
 

@@ -8,8 +8,10 @@ transformers.
 
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from transformers import Trainer
 
 from quantkit.errors import QuantkitError, VerificationError
@@ -17,11 +19,15 @@ from quantkit.files import new_folder, write_json
 from quantkit.processes import said_by_first
 from quantkit.training.checkpoints import FACTS, RunState, checkpoint_folders, rotate, step_of, weights_sha256
 from quantkit.training.guards import NotFiniteError, state_faults
+from quantkit.training.parts import load_states, load_weights, whole_states, whole_weights
+from quantkit.training.sharding import trains_parts
 from quantkit.training.shortage import OutOfMemoryError, random_states, release, restore_random_states, shortage_of
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]
     """`transformers.Trainer` with our checkpoints."""
+
+    optimizer: Any
 
     def __init__(self, *, state: RunState, folder: Path, keep: int, accepted: bool = False, **arguments: Any) -> None:
         """`accepted` says that settings other than the checkpoint's are to hold."""
@@ -102,6 +108,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         return str(self.run_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        state_dict = whole_weights(self.model) if trains_parts(self.model) else state_dict
         if self.args.should_save:
             only_adapters = {"save_embedding_layers": False} if hasattr(self.model, "peft_config") else {}
             self.model.save_pretrained(output_dir, state_dict=state_dict, **only_adapters)
@@ -132,8 +139,21 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         if first:
             rotate(self.folder, self.keep, step)
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        own = self.optimizer
+        if trains_parts(self.model):
+            whole = whole_states(own)
+            self.optimizer = SimpleNamespace(state_dict=lambda: whole)
+        try:
+            super()._save_optimizer_and_scheduler(output_dir)
+        finally:
+            self.optimizer = own
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if trains_parts(self.model):
+            load_weights(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         if weights_sha256(self.model) != self.run.weights_sha256:
             raise VerificationError(
                 f"{resume_from_checkpoint}: the loaded weights are not those that were saved; the model has other adapters,"
@@ -142,7 +162,11 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         fresh = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and trains_parts(self.model):
+            load_states(self.optimizer, Path(checkpoint) / "optimizer.pt")
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.accepted:  # what was loaded has the checkpoint's learning rate and weight decay
             schedule: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
             schedule.base_lrs = [group["initial_lr"] for group in fresh]

@@ -94,7 +94,7 @@ def train(
         held_out = data.evaluation[: max(rows_trained_on // EVALUATION_SHARE, 1)]
         begun.settle(config, total, held_out, checkpoints)
         with (
-            split_over_processes(model, device=device, wanted=config.sharding == "fsdp2"),
+            split_over_processes(model, device=device, arithmetic=state.arithmetic_dtype, wanted=config.sharding == "fsdp2"),
             interruptible(notice=first) as interruption,
         ):
             order = RowOrder(

@@ -1,14 +1,16 @@
 """How do several processes hold one model, each a part of it?
 
-torch's `fully_shard` (FSDP2) splits the frozen weights of every decoder block over the processes and gathers a block's for as
-long as it computes. What is trained stays whole everywhere and its gradients are averaged by DDP, as in a run that splits
-nothing: steps, checkpoints and hashes are the same. accelerate's plugin, the alternative, splits adapters as well, which makes
-a collective of every checkpoint and guard to save a few hundredths of the memory; it leaves 4-bit weights in `uint8` whole; and
-on a CPU it is passed over without a word.
+torch's `fully_shard` (FSDP2) splits the weights of every decoder block over the processes and gathers a block's for as long as
+it computes. Adapters on frozen weights stay whole everywhere and their gradients are averaged by DDP, as in a run that splits
+nothing: steps, checkpoints and hashes are the same. Where nothing is frozen, all is split, gradients and optimizer states with
+the weights; `quantkit.training.parts` writes and reads those. accelerate's plugin, the alternative, splits adapters as well,
+which makes a collective of every checkpoint and guard to save a few hundredths of the memory; it leaves 4-bit weights in
+`uint8` whole; and on a CPU it is passed over without a word.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from quantkit.errors import UsageError
@@ -19,11 +21,12 @@ Slot = tuple[Any, str]
 
 
 @contextmanager
-def split_over_processes(model: Any, *, device: str, wanted: bool = True) -> Iterator[None]:
-    """Hold a part of the model's frozen weights in each process within, on `device`, where the model need not be before.
+def split_over_processes(model: Any, *, device: str, arithmetic: str = "float32", wanted: bool = True) -> Iterator[None]:
+    """Hold a part of the model's weights in each process within, on `device`, where the model need not be before.
 
-    Afterwards the first process has the model as it was, where it was; in the others the frozen weights are gone. After an
-    error they stay in parts: gathering them would wait for processes that may have ended.
+    Those are the frozen ones, or, where none is frozen, all: then processes keep float32 parts, send weights in the data type
+    of the `arithmetic`, and gradients in float32. Afterwards the first process has them whole, where they were; in
+    the others they are gone. After an error they stay in parts: gathering them would wait for processes that may have ended.
 
     Raises:
         UsageError: no decoder blocks are found, or the weights are of a kind that cannot be split.
@@ -33,23 +36,31 @@ def split_over_processes(model: Any, *, device: str, wanted: bool = True) -> Ite
         return
     home = next(model.parameters()).device
     blocks = _blocks(model)
-    frozen = _frozen(model)
-    added = _split([*blocks, model], device)
-    _let_go(frozen)
+    apart = _to_split(model)
+    whole = {item for item in model.parameters() if item not in apart}
+    added = _split([*blocks, model], device, whole=whole, sent_as=None if whole else arithmetic)
+    _let_go(apart)
     yield
     for part in blocks:
         part.reshard()
     model.reshard()
-    _gather(frozen, home)
+    _gather(apart, home)
     _undo(added)
     model.to(home)
 
 
-def replicated(model: Any) -> Any:
-    """Return a split model in DDP, which averages the gradients of what is whole in every process."""
+def averaged(model: Any) -> Any:
+    """Return a split model in DDP, which averages the gradients of what is whole in every process.
+
+    Where all is split, `fully_shard` averages them, in each pass: between passes, a process holds its part of them only.
+    """
     from torch.distributed.tensor import DTensor
     from torch.nn.parallel import DistributedDataParallel
 
+    if trains_parts(model):
+        from quantkit.training.parts import Called
+
+        return Called(model)
     parts = [name for name, item in model.named_parameters(remove_duplicate=False) if isinstance(item, DTensor)]
     model._ddp_params_and_buffers_to_ignore = parts
     try:
@@ -63,6 +74,11 @@ def is_split(model: Any) -> bool:
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(model, FSDPModule)
+
+
+def trains_parts(model: Any) -> bool:
+    """Return whether what is trained of a model is split over processes now."""
+    return is_split(model) and all(item.requires_grad for item in model.parameters())
 
 
 def whole_modules(model: Any) -> Iterator[Any]:
@@ -95,8 +111,8 @@ def _blocks(model: Any) -> list[Any]:
         raise UsageError(f"sharding is fsdp2, but {type(bare_model(model)).__name__} has no list of decoder blocks") from None
 
 
-def _frozen(model: Any) -> dict[Any, list[Slot]]:
-    """Return each frozen parameter and where it stands; tied ones stand in several places.
+def _to_split(model: Any) -> dict[Any, list[Slot]]:
+    """Return each frozen parameter, or all where none is, and where it stands; tied ones stand in several places.
 
     Raises:
         UsageError: one is of a class that keeps facts beside its values, which would be lost.
@@ -104,9 +120,10 @@ def _frozen(model: Any) -> dict[Any, list[Slot]]:
     import torch
 
     found: dict[Any, list[Slot]] = {}
+    all_trained = all(item.requires_grad for item in model.parameters())
     for path, module in model.named_modules():
         for name, item in module.named_parameters(recurse=False):
-            if item.requires_grad:
+            if item.requires_grad and not all_trained:
                 continue
             if type(item) is not torch.nn.Parameter and getattr(module, "quant_state", None) is None:
                 raise UsageError(
@@ -117,32 +134,35 @@ def _frozen(model: Any) -> dict[Any, list[Slot]]:
     return found
 
 
-def _split(modules: list[Any], device: str) -> list[tuple[Any, type, list[str]]]:
-    """Split modules, inner ones first; return of each module the class it had and the attributes that were added."""
+def _split(modules: list[Any], device: str, *, whole: set[Any], sent_as: str | None) -> list[tuple[Any, type, list[str]]]:
+    """Split modules, inner ones first, but for what stays `whole`; return of each its class before, and attributes added."""
     import torch
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     root = modules[-1]
     mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
+    as_held = MixedPrecisionPolicy(cast_forward_inputs=False)
+    sent = as_held if sent_as is None else replace(as_held, param_dtype=getattr(torch, sent_as), reduce_dtype=torch.float32)
     before = [(module, type(module), set(vars(module))) for module in root.modules()]
     for module in modules:
         module.to(device)
-        trained = {item for item in module.parameters() if item.requires_grad}
-        fully_shard(module, mesh=mesh, ignored_params=trained)
+        fully_shard(
+            module, mesh=mesh, mp_policy=as_held if module is root else sent, ignored_params=whole & set(module.parameters())
+        )
     return [(module, kind, sorted(set(vars(module)) - names)) for module, kind, names in before]
 
 
-def _let_go(frozen: dict[Any, list[Slot]]) -> None:
+def _let_go(apart: dict[Any, list[Slot]]) -> None:
     """Free the memory of parameters whose parts `fully_shard` has copied."""
-    for item in frozen:
+    for item in apart:
         item.data = item.data.new_empty(0)
 
 
-def _gather(frozen: dict[Any, list[Slot]], home: Any) -> None:
+def _gather(apart: dict[Any, list[Slot]], home: Any) -> None:
     """Put whole weights into the first process's parameters, and the parameters back in their places."""
-    for item, slots in frozen.items():
+    for item, slots in apart.items():
         module, name = slots[0]
         whole = module._parameters[name].full_tensor()
         if is_first():

@@ -115,6 +115,20 @@ def test_of_several_gpus_ddp_copies_fsdp_splits_what_is_frozen_and_device_map_sh
     assert loss[:3] == [0, 0, 0]
 
 
+def test_where_all_weights_are_trained_fsdp_splits_gradients_and_states_with_them():
+    full = settings(DENSE, FULL, processes=4, strategy="ddp", recompute="none", arithmetic="bfloat16")
+    copied, split = forecast_run(SHAPE, full), forecast_run(SHAPE, full.with_changes(strategy="fsdp"))
+    before, after = copied.moment("step").items, split.moment("step").items
+    for name in ("weights, all of them trained", "gradients", "optimizer states"):
+        assert after[name] == -(-before[name] // 4)
+    assert "weights gathered" not in after
+    assert "buckets of gradients" not in after
+    working = split.moment("backward").items
+    assert working["weights gathered"] > working["gradients of gathered weights"] / 2 > 4 * SHAPE.embeddings / 2
+    assert split.moment("loss").items["activations"] < copied.moment("loss").items["activations"]
+    assert split.host_bytes == 4 * 4 * PARAMETERS
+
+
 def test_a_base_that_is_quantized_first_is_held_dense_beside_one_blocks_statistics():
     spec = QuantizationSpec(
         method="GPTQ", weights_bits=4, weights_dtype="int4", format="compressed-tensors", group_size=128, symmetric=True

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from quantkit.processes import is_first, together
 from quantkit.training import loop
 from quantkit.training.loop import StepTrainer
+from quantkit.training.sharding import trains_parts
 from tests.training.helpers import reversed_arithmetic, run, trained
 from tests.training.scenarios import SCENARIOS, made
 
@@ -44,10 +45,10 @@ def before_each_pass(act: Before) -> Iterator[None]:
 
 
 def frozen_bytes(model: Any) -> dict[str, bytes]:
-    """Return the bytes of each frozen parameter that this process holds."""
-    found = {}
+    """Return the bytes of each frozen parameter, or of each where none is frozen, that this process holds."""
+    found, all_trained = {}, all(item.requires_grad for item in model.parameters())
     for name, item in model.named_parameters():
-        if not item.requires_grad:
+        if all_trained or not item.requires_grad:
             here = item.to_local() if isinstance(item, DTensor) else item.data
             found[name] = here.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return found
@@ -69,11 +70,11 @@ class Watch:
         self.passes: list[tuple[int, list[int]]] = []
         self.reduced: list[int] = []
         self.held: int | None = None
-        """Bytes of frozen weights in this process, before the first pass."""
+        """Bytes of the weights in this process that can be split, before the first pass."""
         self._hooked: set[int] = set()
 
     def __call__(self, trainer: StepTrainer, model: Any) -> None:
-        if id(model) not in self._hooked:
+        if id(model) not in self._hooked and not trains_parts(trainer.model):
             assert isinstance(model, DistributedDataParallel)
             model.register_comm_hook(None, self._reduce)
             self._hooked.add(id(model))
@@ -119,20 +120,21 @@ def main(model: str, rows: str, folder: Path) -> None:
             if rank == 1 and trainer.state.global_step == 1 and not trainer.rows:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        scenario = SCENARIOS["dense"]
-        with before_each_pass(stop):
-            stopped = run(made(scenario, model), scenario.rows_of(data), scenario.split(), tokenizer, folder / "resumed")
-        torch.manual_seed(rank)
-        adapters = made(scenario, model)
-        settings = scenario.split().with_changes(resume_from_checkpoint=True, sharding="fsdp2")
-        result = run(adapters, scenario.rows_of(data), settings, tokenizer, folder / "resumed")
-        save("resumed", stopped=stopped.to_dict(), result=result.to_dict(), weights=trained(adapters))
+        for name, goes_on in (("dense", "resumed"), ("split full", "resumed full")):
+            scenario = SCENARIOS[name]
+            with before_each_pass(stop):
+                stopped = run(made(scenario, model), scenario.rows_of(data), scenario.split(), tokenizer, folder / goes_on)
+            torch.manual_seed(rank)
+            adapters = made(scenario, model)
+            settings = scenario.split().with_changes(resume_from_checkpoint=True, sharding="fsdp2")
+            result = run(adapters, scenario.rows_of(data), settings, tokenizer, folder / goes_on)
+            save(goes_on, stopped=stopped.to_dict(), result=result.to_dict(), weights=trained(adapters))
     save("codes", codes=[code for _, code in commands(model, rows, folder)])
 
 
 def commands(model: str, rows: str, folder: Path) -> Iterator[tuple[str, int]]:
-    """Run the command four times: it trains and merges; the artifact is there; the launcher asks for FSDP2; one process meets a
-    loss that is no number."""
+    """Run the command five times: it trains and merges; the artifact is there; the launcher asks for FSDP2 for an adapter's
+    base and for a model that is trained whole; one process meets a loss that is no number."""
     from quantkit_tools.cli import main as command
 
     flags = ["train", "--model-name-or-path", model, "--dataset-name", rows, "--lora-r", "2", "--max-steps", "2"]
@@ -142,6 +144,7 @@ def commands(model: str, rows: str, folder: Path) -> Iterator[tuple[str, int]]:
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     qlora = ["--quant-method", "QLORA", "--quant-storage", "bfloat16"]
     yield "splits", ended(command, [*flags, *qlora, "--output-dir", str(folder / "split")])
+    yield "splits all", ended(command, [*flags, "--peft-config", "NoPeft", "--output-dir", str(folder / "full")])
     del os.environ["ACCELERATE_USE_FSDP"]
     original = loop.supervised_loss
     if not is_first():

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from quantkit.adapters import attach_adapter
 from quantkit.config import RunConfig
@@ -22,6 +23,8 @@ class Scenario:
     """What two processes do with the base."""
     rows: int = 21
     settings: dict[str, Any] = field(default_factory=dict)
+    full: bool = False
+    """Whether all weights are trained."""
 
     def rows_of(self, data: PreparedData) -> PreparedData:
         """Return the first rows to train on, and two held-out ones."""
@@ -45,14 +48,19 @@ SCENARIOS = {
     "dense": Scenario(settings={"num_train_epochs": 2, "group_by_length": True, "recompute": "selective"}),
     "four bit": Scenario("uint8", rows=11, settings={"recompute": "full"}),
     "split four bit": Scenario("bfloat16", "fsdp2", rows=11, settings={"recompute": "full"}),
+    "split full": Scenario(
+        "", "fsdp2", settings={"recompute": "selective", "peft_config": "NoPeft", "learning_rate": 0.05}, full=True
+    ),
 }
 
 
 def made(scenario: Scenario, folder: Any) -> Any:
-    """Return the scenario's model with fresh adapters."""
+    """Return the scenario's model, with fresh adapters unless all of it is trained."""
+    if scenario.full:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if not scenario.storage:
         return adapted(folder)
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     types = {"bnb_4bit_compute_dtype": torch.float32, "bnb_4bit_quant_storage": scenario.storage}
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **types)

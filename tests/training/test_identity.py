@@ -182,3 +182,12 @@ def test_batches_made_by_other_processes_are_the_same(tiny_model: Path, data: An
     run(alone, data, config(), tokenizer, tmp_path)
     run(helped, data, config(dataloader_num_workers=2), tokenizer, tmp_path)
     assert equal(trained(alone), trained(helped))
+
+
+def test_how_gradients_are_summed_is_a_fact_where_all_weights_are_trained(data: Any, tokenizer: Any) -> None:
+    """Adapters are whole in every process; parts of a full model's gradients come in another order."""
+    facts = [
+        describe_run(data, config(peft_config=kind, sharding="fsdp2"), tokenizer=tokenizer, device="cpu")["facts"]
+        for kind in ("LoRa", "NoPeft")
+    ]
+    assert [fact.get("sharding") for fact in facts] == [None, "fsdp2"]

@@ -114,7 +114,8 @@ def test_settings_that_stand_against_splitting_are_refused(monkeypatch: pytest.M
         check_splitting(config(sharding="fsdp2"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_splitting(config(sharding="fsdp2"))
-    with pytest.raises(UsageError, match="peft_config is NoPeft, which trains all of them; choose an adapter"):
-        check_splitting(config(sharding="fsdp2", peft_config="NoPeft"))
+    check_splitting(config(sharding="fsdp2", peft_config="NoPeft"))
+    with pytest.raises(UsageError, match=r"states are split as well, but optim is 'adamw_8bit'; use adamw_torch, .*, sgd, or"):
+        check_splitting(config(sharding="fsdp2", peft_config="NoPeft", optim="adamw_8bit"))
     with pytest.raises(UsageError, match="activation_offloading is on, which would move the weights gathered"):
         check_splitting(config(sharding="fsdp2", activation_offloading=True))

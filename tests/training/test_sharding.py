@@ -5,21 +5,25 @@ One process of a group of its own is enough for that; what two do stands in `tes
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
 
 from quantkit.backends.bitsandbytes import dense_weight, state_4bit
 from quantkit.errors import UsageError
 from quantkit.layers import linear_layers
+from quantkit.training.checkpoints import weights_sha256
 from quantkit.training.fused_adapters import fused_adapters
-from quantkit.training.sharding import is_split, replicated, split_over_processes, whole_modules
+from quantkit.training.parts import load_states, load_weights, whole_states, whole_weights
+from quantkit.training.sharding import averaged, is_split, split_over_processes, trains_parts, whole_modules
 from tests.bench import token_batch
-from tests.training.adapters import on_a_batch, with_adapters
+from tests.training.adapters import apart, on_a_batch, with_adapters
 from tests.training.distributed_worker import frozen_bytes, look
-from tests.training.helpers import adapted
+from tests.training.helpers import adapted, equal
 from tests.training.test_fused_bases import BASES
 
 
@@ -57,6 +61,47 @@ def test_a_split_base_computes_the_same_and_is_as_before_afterwards(name: str, t
 
 
 @pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
+def test_a_model_that_is_trained_whole_computes_the_same_in_parts(arithmetic: str, tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    weights, seen, parameters = frozen_bytes(model), look(model), dict(model.named_parameters())
+    with torch.autocast("cpu", torch.bfloat16, enabled=arithmetic == "bfloat16"):
+        loss, gradients = on_a_batch(model)
+        model.zero_grad()
+        with split_over_processes(model, device="cpu", arithmetic=arithmetic):
+            assert trains_parts(model)
+            found, others = on_a_batch(model)
+            assert {item.dtype for item in others.values()} == {torch.float32}
+            whole = {key: item.full_tensor() for key, item in others.items()}  # type: ignore[attr-defined]
+    assert apart(whole, gradients) < (1e-5 if arithmetic == "float32" else 2**-7)
+    assert found == pytest.approx(float(loss), rel=1e-6)
+    assert (frozen_bytes(model), look(model)) == (weights, seen)
+    assert all(item is parameters[key] for key, item in model.named_parameters())
+
+
+@pytest.mark.usefixtures("group")
+def test_parts_are_written_as_a_whole_model_would_be_and_read_from_it(tiny_model: Path, tmp_path: Path) -> None:
+    def step(model: Any, optimizer: Any) -> dict[str, Any]:
+        on_a_batch(model)
+        optimizer.step()
+        optimizer.zero_grad()
+        return whole_weights(model)
+
+    model, other = (AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32) for _ in range(2))
+    with split_over_processes(model, device="cpu"), split_over_processes(other, device="cpu"):
+        first, second = (torch.optim.AdamW(item.parameters(), lr=1e-2) for item in (model, other))
+        state = step(model, first)
+        assert state["lm_head.weight"] is state["model.embed_tokens.weight"]
+        model.save_pretrained(tmp_path, state_dict=state)
+        torch.save(whole_states(first), tmp_path / "optimizer.pt")
+        load_weights(other, tmp_path)
+        load_states(second, tmp_path / "optimizer.pt")
+        assert weights_sha256(other) == weights_sha256(model)
+        assert equal(step(other, second), step(model, first))
+    assert equal(model.state_dict(), other.state_dict())
+
+
+@pytest.mark.usefixtures("group")
 def test_weights_are_whole_where_modules_are_looked_at(tiny_model: Path) -> None:
     model = adapted(tiny_model)
     assert list(whole_modules(model)) == list(model.modules())
@@ -74,7 +119,7 @@ def test_only_what_is_trained_goes_over_the_wire(tiny_model: Path) -> None:
     model = adapted(tiny_model)
     with split_over_processes(model, device="cpu"):
         trained = {name for name, item in model.named_parameters() if item.requires_grad}
-        wrapped = replicated(model)
+        wrapped = averaged(model)
         assert "_ddp_params_and_buffers_to_ignore" not in vars(model)
         assert trained.isdisjoint(wrapped.parameters_to_ignore)
         assert len(wrapped.parameters_to_ignore) + len(trained) >= len(list(model.named_parameters()))
