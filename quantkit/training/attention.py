@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 from quantkit.errors import QuantkitError
 from quantkit.layers import bare_model
 from quantkit.training.layouts import Block, Layout
+from quantkit.training.padded_rows import PaddedRows, padded_rows
 from quantkit.training.tiled_attention import fits, tiled_attention
 
 NAME = "quantkit_rows"
@@ -33,24 +35,29 @@ _fused: ContextVar[bool] = ContextVar("fused", default=False)
 
 
 class BlockMasks:
-    """The layout of a forward pass and, per block, what its queries may see: booleans [length, start + length], or None
-    where that is every token up to its own and nothing stands before."""
+    """The layout of a forward pass and what its tokens may see."""
 
     def __init__(self, layout: Layout, may_see: Any, device: Any) -> None:
-        self.layout = layout
-        self.visible = [_visible(block, may_see, device) for block in layout.blocks]
-        self._added: dict[int, tuple[torch.Tensor, bool]] = {}
+        self.layout, self._may_see, self._device = layout, may_see, device
 
-    def added(self, number: int) -> tuple[torch.Tensor, bool]:
-        """Return what is added to a block's scores [length, start + length], and whether that hides all later tokens."""
-        if number not in self._added:
-            block, visible = self.layout.blocks[number], self.visible[number]
-            size = block.start + block.length
-            earlier = torch.ones(block.length, size, dtype=torch.bool).tril(block.start)
-            visible = earlier if visible is None else visible
-            hidden = torch.zeros(block.length, size).masked_fill_(~visible, -torch.inf)
-            self._added[number] = hidden, not bool((visible & ~earlier).any())
-        return self._added[number]
+    @cached_property
+    def visible(self) -> list[Any]:
+        """Per block what its queries may see: booleans [length, start + length], or None where that is every token up to its
+        own and nothing stands before.
+        """
+        return [_visible(block, self._may_see, self._device) for block in self.layout.blocks]
+
+    @cached_property
+    def together(self) -> PaddedRows:
+        """Rows of similar length together."""
+        return padded_rows(self.layout, self._hidden)
+
+    def _hidden(self, block: Block) -> torch.Tensor:
+        """Return what is added to a block's scores [length, start + length]: minus infinity where nothing may be seen."""
+        visible = _visible(block, self._may_see, "cpu")
+        size = block.start + block.length
+        visible = torch.ones(block.length, size, dtype=torch.bool).tril(block.start) if visible is None else visible
+        return torch.zeros(block.length, size).masked_fill_(~visible, -torch.inf)
 
 
 @contextmanager
@@ -103,11 +110,11 @@ def block_attention(
         raise QuantkitError("its attention gets a mask that does not come from transformers' mask functions")
     if named.get("position_bias") is not None:
         raise QuantkitError("its attention adds a bias that depends on the distance of two tokens")
+    fused = _fused.get() or named.get("dropout") or any(named.get(word) is not None for word in ONLY_EAGER)
+    if fits(query) and not fused:
+        scale = float(query.shape[-1] ** -0.5 if named.get("scaling") is None else named["scaling"])
+        return tiled_attention(query, key, value, attention_mask.together, scale=scale), None
     blocks = attention_mask.layout.blocks
-    tiled = (
-        not _fused.get() and fits(query) and not named.get("dropout") and all(named.get(word) is None for word in ONLY_EAGER)
-    )
-    scale = float(query.shape[-1] ** -0.5 if named.get("scaling") is None else named["scaling"])
     sizes = [block.rows * block.length for block in blocks]
     queries, keys, values = (states.split(sizes, dim=2) for states in (query, key, value))
     outputs = []
@@ -117,11 +124,7 @@ def block_attention(
             _with_ancestors(keys, block, number),
             _with_ancestors(values, block, number),
         )
-        if tiled:
-            added, causal = attention_mask.added(number)
-            output = tiled_attention(*states, added, scale=scale, causal=causal).transpose(1, 2)
-        else:
-            output = _attend(module, *states, None if visible is None else visible[None, None], named)
+        output = _attend(module, *states, None if visible is None else visible[None, None], named)
         outputs.append(output.reshape(1, sizes[number], *output.shape[2:]))
     return torch.cat(outputs, dim=1), None
 
