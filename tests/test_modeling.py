@@ -11,7 +11,6 @@ from quantkit import QuantizationSpec
 from quantkit.errors import UsageError, VerificationError
 from quantkit.methods import installed_methods
 from quantkit.modeling import (
-from quantkit.skeleton import read_skeleton
     ModelSource,
     attach_adapter,
     load_base,
@@ -20,6 +19,7 @@ from quantkit.skeleton import read_skeleton
     resolve_compute_dtype,
     resolve_device,
 )
+from quantkit.skeleton import read_skeleton
 from tests.bench import difference, load, logits, plan_for, train_step
 
 DENSE = QuantizationSpec.dense("bfloat16")
