@@ -168,8 +168,9 @@ def _product_of(module: Any, layer: Any, name: str) -> Callable[[Tensor], Tensor
     if name not in module.lora_variant:
         site = Site(layer, layer, scale)
         return lambda x: lora(x, site, a.weight, b.weight)
-    parts = frozen_weight(layer, a.weight.dtype).split(ROWS_SQUARED)
-    squares = torch.cat([part.double().square().sum(1) for part in parts]).to(a.weight.dtype)
+    weight = frozen_weight(layer, a.weight.dtype)
+    parts = [weight[at : at + ROWS_SQUARED].double().square().sum(1) for at in range(0, len(weight), ROWS_SQUARED)]
+    squares = torch.cat(parts).to(a.weight.dtype)
     site, magnitude = Site(layer, layer, scale, squares), module.lora_magnitude_vector[name]
     return lambda x: dora(x, site, a.weight, b.weight, magnitude.weight)
 

@@ -166,6 +166,21 @@ def test_the_whole_interval_of_what_is_proposed_fits_or_it_is_said_that_it_does_
     assert "the upper end of that is above 8.00 GiB: memory may not suffice" in printed.err
 
 
+@pytest.mark.parametrize(
+    ("flags", "starts", "holds"),
+    [
+        ([], "torchrun --standalone --nproc-per-node 2 --no-python quantkit train ", ""),
+        (["--sharding", "fsdp2"], "torchrun --standalone --nproc-per-node 2 --no-python quantkit train ", " --sharding fsdp2"),
+        (["--device-map", "auto"], "quantkit train ", " --device-map auto"),
+    ],
+)
+def test_the_command_for_several_gpus_starts_as_many_processes_as_share_the_run(flags, starts, holds, capsys):
+    named = ["qwen3-8b", "--fit", "40GiB", "--device", "cuda", "--quant-method", "NoQuant", "--processes", "2"]
+    found = answered(capsys, *named, *flags)["fits"][0]["command"]
+    assert found.startswith(starts)
+    assert holds in found
+
+
 def test_where_nothing_fits_the_exit_code_is_3_and_nothing_is_made_up(capsys):
     assert main(["llama-2-70b-hf", "--fit", "4GiB", "--device", "cuda"]) == 3
     assert "nothing fits into 4.00 GiB" in capsys.readouterr().out

@@ -18,6 +18,10 @@ from quantkit_tools.plan_show import coverage, settings_text
 PLACES = {"rows": "--per-device-train-batch-size", "accumulation": "--gradient-accumulation-steps", "length": "--max-length"}
 
 
+SPLIT = {"fsdp": "--sharding fsdp2", "device_map": "--device-map auto"}
+"""How several GPUs share a run → its flag."""
+
+
 @dataclass(frozen=True, slots=True)
 class FitResult:
     """What fits into so much memory, the best first; the forecast of what was asked for."""
@@ -93,10 +97,13 @@ def _plans(question: Asked, methods: Methods, start: QuantizationPlan) -> list[Q
 def command(fit: Fit) -> str:
     """Return the command that runs these settings."""
     settings = fit.forecast.settings
-    parts = ["quantkit train", f"--model {fit.forecast.shape.name}", f"--quant-method {settings.plan.method}"]
+    split = settings.strategy in ("ddp", "fsdp")
+    parts = [f"torchrun --standalone --nproc-per-node {settings.processes} --no-python"] if split else []
+    parts += ["quantkit train", f"--model {fit.forecast.shape.name}", f"--quant-method {settings.plan.method}"]
     parts += [f"--peft-config {settings.adapter.kind}"]
     parts += [f"--lora-r {settings.adapter.r}"] if settings.adapter.kind != "NoPeft" else []
     parts += [f"{flag} {getattr(settings, key)}" for key, flag in PLACES.items()]
+    parts += [SPLIT[settings.strategy]] if settings.strategy in SPLIT else []
     parts += [f"--recompute {settings.recompute}"] if settings.recompute != "none" else []
     parts += [f"--optim {settings.optim}"] if settings.optim != (settings.plan.optim or "adamw_torch") else []
     return " ".join([*parts, *([] if settings.merges else ["--no-merge-after-train"])])
