@@ -28,6 +28,17 @@ def recompute_of(config: "RunConfig", recorded: str | None = None) -> str:
     return (recorded or "none") if config.recompute == AUTO else config.recompute
 
 
+def check_recompute(model: Any, config: "RunConfig") -> None:
+    """Check that a model, of which the sizes alone may be there, has as many blocks as settings name.
+
+    Raises:
+        UsageError: it has fewer.
+    """
+    from quantkit.layers import bare_model
+
+    Recompute.of(recompute_of(config), len(_blocks(bare_model(model))[1]))
+
+
 @contextmanager
 def recomputed(model: Any, wanted: str, *, notice: bool = True) -> Iterator[str]:
     """Let a model compute blocks again in the backward pass within; yields which, written as `wanted` is.

@@ -155,8 +155,11 @@ def recomputed_text(found: Foresight) -> str:
     again = flops_per_token(forecast.shape, forecast.settings) / flops_per_token(without.shape, without.settings) - 1
     text = (
         f"; recompute auto is {forecast.settings.recompute} of {forecast.shape.blocks} decoder blocks, {again:.0%} more"
-        f" arithmetic: without, a step takes {format_bytes(step_bytes(without))}"
+        " arithmetic"
     )
+    if step_bytes(without) <= found.room_bytes:
+        return f"{text}, as in the checkpoint"
+    text += f": without, a step takes {format_bytes(step_bytes(without))}"
     other = nearest(without, found.room_bytes)
     if other is None or other.settings.recompute != "none":
         return text

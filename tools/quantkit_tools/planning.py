@@ -16,6 +16,7 @@ from quantkit.placement import check_placement, check_splitting
 from quantkit.plan import PlanContext, QuantizationPlan
 from quantkit.spec import DENSE_BITS, QuantizationSpec
 from quantkit.starts import check_start
+from quantkit.training.recompute import check_recompute
 from quantkit_registry.names import ArtifactName, format_name
 from quantkit_registry.records import Parent
 from quantkit_registry.store import root_of
@@ -141,6 +142,7 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
     original = context.model_config.get("quantization_config") is None
     check_placement(config, device, quantized=plan.spec.is_quantized or not original)
     check_splitting(config)
+    check_recompute(skeleton.model, config)
     if plan.adapter.kind != "NoPeft":
         resolve_targets(skeleton.model, plan.adapter.target_modules)
     quantizes_base = trains and plan.spec.is_quantized and not methods.load_kwargs(plan)
