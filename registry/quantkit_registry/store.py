@@ -31,7 +31,7 @@ Origin = Literal["quantkit", "study", "foreign", "broken"]
 
 def default_root() -> Path:
     """Return `$QUANTKIT_REGISTRY`, or `artifacts` in the working folder."""
-    return Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+    return Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT).expanduser()
 
 
 def root_of(output_dir: str) -> Path:
@@ -63,7 +63,7 @@ class Registry:
     """The artifacts and results under one root folder; a missing root is an empty registry."""
 
     def __init__(self, root: Path | str | None = None) -> None:
-        self.root = default_root() if root is None else Path(root)
+        self.root = default_root() if root is None else Path(root).expanduser()
         if self.root.exists() and not self.root.is_dir():
             raise UsageError(f"{self.root}: is a file; a registry is a folder")
 

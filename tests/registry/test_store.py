@@ -24,6 +24,8 @@ MODEL = f"{ADAPTER}_mergedbf16"
 def test_the_root_is_the_variables_or_artifacts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("QUANTKIT_REGISTRY", raising=False)
     assert default_root() == Path("artifacts")
+    monkeypatch.setenv("QUANTKIT_REGISTRY", "~/here")
+    assert default_root() == Path.home() / "here" == Registry("~/here").root
     monkeypatch.setenv("QUANTKIT_REGISTRY", str(tmp_path / "here"))
     registry = Registry()
     assert registry.root == tmp_path / "here"

@@ -170,6 +170,8 @@ def _more_merges_train_nothing_again(plan: SweepPlan) -> None:
 def _other_rows_or_settings_under_the_name_are_in_the_way(plan: SweepPlan, write_sweep: Any, vary: dict[str, Any]) -> None:
     other = planned(write_sweep({"learning_rate": 0.5}, vary=vary))
     assert journal_of(other).standing(other.steps[0]) == Standing("in the way", "was trained with learning_rate 0.01")
+    leaner = planned(write_sweep({"recompute": "full"}, vary=vary))
+    assert journal_of(leaner).standing(leaner.steps[0]).state == "done"
     journal_of(plan).write(plan.steps[0], "done", duration_s=2.0)
     assert journal_of(plan).standing(plan.steps[0]).state == "done"
     seconds, peak = journal_of(plan).expected(plan.steps[1])

@@ -184,4 +184,5 @@ def _plain(config: RunConfig) -> dict[str, Any]:
     from quantkit.config import WITHOUT_EFFECT_ON_WEIGHTS
 
     left_out = WITHOUT_EFFECT_ON_WEIGHTS | {"merge", "merge_after_train"}
+    left_out |= {"recompute", "gradient_checkpointing", "activation_offloading"}  # the same results in another memory
     return {name: value for name, value in config.to_dict().items() if name not in left_out}
