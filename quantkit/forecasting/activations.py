@@ -146,6 +146,8 @@ def _scores(shape: ModelShape, settings: RunSettings) -> int:
     kept = (queries + 2 * keys) * wide
     if not settings.composes_attention:
         kept += queries * wide + 4 * shape.heads  # its output, and the logarithm of each softmax's sum
+    elif (length := int(settings.mean_length or settings.length)) <= 2 * shape.head_dim:
+        kept += shape.heads * length * wide  # the softmax, which is kept of short rows
     return kept
 
 
