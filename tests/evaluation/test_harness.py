@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,59 +10,16 @@ from typing import Any
 import pytest
 
 from quantkit import console
-from quantkit.errors import QuantkitError, UsageError, VerificationError
-from quantkit.evaluation.harness import evaluate_harness, filed_as
-from quantkit.evaluation.harness.model import require_harness, wrap
-from quantkit.evaluation.harness.scores import judge
+from quantkit.evaluation.harness import evaluate_harness
+from quantkit.evaluation.harness.model import require_harness
 from quantkit.evaluation.likelihood import encode_pair, loglikelihoods
 from quantkit.evaluation.perplexity import row_losses
 from quantkit.evaluation.results import TaskResult
 from quantkit_registry.store import Registry
 from quantkit_tools.cli import run_verb
+from tests.evaluation.harness_tasks import ROWS, load_tiny, write_definitions
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra `harness`)")
-
-ROWS = [
-    {"question": f"Tom has {a} coins and finds {b} more. How many?", "options": options, "gold": gold, "answer": options[gold]}
-    for gold, (a, b) in zip([0, 1, 1, 2, 0, 1, 3, 1, 2, 1, 0, 1], [(n, n + 3) for n in range(2, 14)], strict=True)
-    for options in [[str(2 * a + 3 + at - gold) + (" coins" if at == 2 else "") for at in range(4)]]
-]
-CHOICE = """
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{options}}}}"
-doc_to_target: gold
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
-metadata: {{version: 3.0}}
-"""
-WRITTEN = """
-task: local_written
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
-test_split: test
-output_type: generate_until
-doc_to_text: "<|im_start|>user\\n{{{{question}}}}<|im_end|>\\n<|im_start|>assistant\\n"
-doc_to_target: answer
-generation_kwargs: {{until: ["="], max_gen_toks: 12, do_sample: false}}
-filter_list: [{{name: number, filter: [{{function: regex, regex_pattern: "(\\\\d+)"}}, {{function: take_first}}]}}]
-metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
-num_fewshot: 0
-"""
-ROLLING = """
-task: local_rolling
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
-test_split: test
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: question
-metric_list: [{{metric: word_perplexity}}, {{metric: byte_perplexity}}]
-"""
-GROUP = "group: local_group\ntask: [local_choice, local_second]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
 
 
 @pytest.fixture(autouse=True)
@@ -75,25 +31,12 @@ def human_text_on_stdout() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def definitions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of task definitions, as a user would keep one."""
-    folder = tmp_path_factory.mktemp("tasks")
-    for name, rows in (("first", ROWS), ("second", ROWS[:5])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = {"data": folder / "first.jsonl", "cache": folder / "cache"}
-    (folder / "choice.yaml").write_text(CHOICE.format(name="local_choice", **files))
-    (folder / "second.yaml").write_text(CHOICE.format(name="local_second", **files | {"data": folder / "second.jsonl"}))
-    (folder / "written.yaml").write_text(WRITTEN.format(**files))
-    (folder / "rolling.yaml").write_text(ROLLING.format(**files))
-    (folder / "group.yaml").write_text(GROUP)
-    return folder
+    return write_definitions(tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture(scope="module")
 def loaded(tiny_model: Path) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(tiny_model)
+    return load_tiny(tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -211,113 +154,3 @@ def test_the_verb_runs_it_on_the_adapter_s_own_base_and_files_it_with_ours(
     assert list(filed) == ["harness.local_choice"]
     result = TaskResult.from_dict(filed["harness.local_choice"])
     assert (result.n, result.settings["num_fewshot"], result.settings["apply_chat_template"]) == (6, 2, True)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--num-fewshot", "3"], "--num-fewshot is for tasks of lm-eval; --harness names them"),
-        (["--harness", ","], "--harness names no task"),
-        (["--harness", "local_choice", "--pending"], "--harness does not go with --pending"),
-    ],
-)
-def test_flags_that_would_be_ignored_are_refused(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_verb("evaluate", [str(tmp_path), *arguments]) == 2
-    assert said in capsys.readouterr().err
-
-
-def test_what_cannot_be_run_as_asked_is_refused_with_a_reason(loaded: tuple[Any, Any], definitions: Path) -> None:
-    def refused(names: list[str], **settings: Any) -> str:
-        with pytest.raises(UsageError) as caught:
-            evaluate_harness(*loaded, names, **{"include": str(definitions)} | settings)
-        return str(caught.value)
-
-    assert "its definition fixes num_fewshot to 0; leave out --num-fewshot 3" in refused(["local_written"], num_fewshot=3)
-    assert "num_fewshot is -1" in refused(["local_choice"], num_fewshot=-1)
-    assert "limit is 0; at least one row is needed" in refused(["local_choice"], limit=0)
-    assert "no such folder" in refused(["local_choice"], include=str(definitions / "nothing"))
-    (definitions / "broken.yaml").write_text(CHOICE.format(name="broken", data="gone.jsonl", cache=definitions / "cache"))
-    assert "a definition or its data cannot be loaded: FileNotFoundError" in refused(["broken"])
-
-
-def test_a_misspelt_task_is_named_with_what_was_meant(monkeypatch: pytest.MonkeyPatch, definitions: Path) -> None:
-    from quantkit.evaluation.harness import tasks
-
-    class Few:
-        """Reading all of lm-eval's definitions takes most of a minute."""
-
-        def __init__(self, **_: Any) -> None:
-            self.task_index = {"arc_challenge": 1, "arc_easy": 1}
-            self.all_tasks = list(self.task_index)
-
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", Few)
-    with pytest.raises(UsageError, match=r"no task, group or tag 'arc_challange'\. Did you mean 'arc_challenge'"):
-        tasks.load_tasks(["arc_challange"])
-    assert [folder.name for folder in tasks._folders_defining(["arc_challenge"]) or []] == ["arc"]
-    with pytest.raises(UsageError, match="runs code that the model writes"):
-        tasks._prepare("x", SimpleNamespace(UNSAFE_CODE=True), None, 0)
-    with pytest.raises(UsageError, match="shows images or sounds"):
-        tasks._prepare("x", SimpleNamespace(MULTIMODAL=True), None, 0)
-
-
-def test_a_model_that_wrapping_would_change_is_not_evaluated(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = loaded
-
-    def tie_weights(*_: Any, **__: Any) -> None:
-        model.model.norm.weight.data.mul_(1.5)
-
-    monkeypatch.setattr(model, "tie_weights", tie_weights)
-    try:
-        with pytest.raises(VerificationError, match="lm-eval changed the model it was given"):
-            wrap(model, tokenizer, batch_size=1)
-    finally:
-        model.model.norm.weight.data.div_(1.5)
-
-
-def test_numbers_that_do_not_follow_from_the_rows_are_refused() -> None:
-    task = SimpleNamespace(task_name="t", OUTPUT_TYPE="other", aggregation=dict, higher_is_better=dict)
-    sample = {"filter": "none", "metrics": ["acc"], "acc": 1.0, "doc_id": 0, "target": "x"}
-    with pytest.raises(VerificationError, match=r"lm-eval task t: acc is reported as 0.5, its rows give 1.0"):
-        judge(task, [sample], {"acc,none": 0.5}, seed=0, tokens_in=lambda *_: 1)
-    with pytest.raises(VerificationError, match="lm-eval task t reported no number"):
-        judge(task, [sample], {"acc,none": "N/A"}, seed=0, tokens_in=lambda *_: 1)
-
-
-def test_without_lm_eval_one_line_says_how_to_get_it(
-    loaded: tuple[Any, Any], definitions: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from importlib import metadata
-
-    def missing(name: str) -> str:
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "version", missing)
-    with pytest.raises(UsageError, match=r"lm-eval is not installed, which --harness runs; pip install 'quantkit\[harness\]'"):
-        evaluate_harness(*loaded, ["local_choice"])
-
-
-def test_a_tokenizer_without_a_template_cannot_apply_one(loaded: tuple[Any, Any]) -> None:
-    bare = SimpleNamespace(chat_template=None)
-    with pytest.raises(UsageError, match="the model's tokenizer has no chat template; leave the flag out"):
-        evaluate_harness(loaded[0], bare, ["local_choice"], apply_chat_template=True)
-
-
-def test_a_task_that_fails_while_it_runs_is_named_and_earlier_ones_are_kept(
-    loaded: tuple[Any, Any], definitions: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    evaluator = sys.modules["lm_eval.evaluator"]
-    works = evaluator.evaluate  # type: ignore[attr-defined]
-
-    def fails(**settings: Any) -> Any:
-        if "local_choice" in settings["task_dict"]["tasks"]:
-            raise ValueError("no docs")
-        return works(**settings)
-
-    monkeypatch.setattr(evaluator, "evaluate", fails)
-    kept: list[TaskResult] = []
-    with pytest.raises(QuantkitError, match="lm-eval task local_choice failed: ValueError: no docs"):
-        evaluate_harness(*loaded, ["local_second", "local_choice"], include=str(definitions), on_result=kept.append)
-    assert [result.task for result in kept] == ["harness.local_second"]
-    assert filed_as("local_choice") == "harness.local_choice"
