@@ -82,8 +82,9 @@ def compare_logits(reference: "Tensor", other: "Tensor") -> Fidelity:
     for name, logits in (("reference", reference), ("compared", other)):
         if not bool(torch.isfinite(logits).all()):
             raise VerificationError(f"the {name} model gives logits that are not finite")
-    rows = [_differences(*pair) for pair in zip(reference.split(ROWS_AT_ONCE), other.split(ROWS_AT_ONCE), strict=True)]
-    largest, mean, divergence, agrees = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    parts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, reference.shape[0], ROWS_AT_ONCE)]
+    rows = [_differences(reference[part], other[part]) for part in parts]
+    largest, mean, divergence, agrees = (torch.cat(found) for found in zip(*rows, strict=True))
     return Fidelity(
         tokens=reference.shape[0],
         max_abs_logit_difference=float(largest.max()),

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,9 +97,9 @@ def _in_the_comparison() -> None:
     merge_in_run.check_merged = lambda *_: os._exit(9)  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("point", [_in_the_folding, _in_the_comparison])
+@pytest.mark.parametrize(("point", "named"), [(_in_the_folding, False), (_in_the_comparison, True)])
 def test_a_run_that_is_killed_in_its_merge_goes_on_from_the_finished_adapter(
-    point: Callable[[], None], settings: list[object], read_json: Any, tmp_path: Path
+    point: Callable[[], None], named: bool, settings: list[object], read_json: Any, tmp_path: Path
 ) -> None:
     flags = [*settings, "--quant-method", "QLORA"]
     _killed_at(point, flags)
@@ -105,7 +107,11 @@ def test_a_run_that_is_killed_in_its_merge_goes_on_from_the_finished_adapter(
     assert not list(root.glob("Tiny*"))
     (checkpoint,) = root.glob(".checkpoints/*/checkpoint-2")
     verify_manifest(checkpoint)
-    artifact = Path(read_json("train", *flags, "--resume-from-checkpoint")["artifact"])
+    resume = ["--resume-from-checkpoint"]
+    if named:
+        resume.append(shutil.copytree(checkpoint, tmp_path / "elsewhere"))
+        (checkpoint / "adapter_model.safetensors").write_bytes(b"of another run")
+    artifact = Path(read_json("train", *flags, *resume)["artifact"])
     record = read_record(artifact)
     assert (record.training["resumed_from"], record.training["steps"]) == (2, 2)
     assert not checkpoint.exists()
@@ -134,3 +140,23 @@ def test_a_merge_that_predicts_something_else_is_not_saved_and_its_adapter_can_b
     assert read_record(kept).training["resumed_from"] == 2
     for name, tensor in load_file(checkpoint / "adapter_model.safetensors").items():
         assert torch.equal(tensor, load_file(kept / "adapter_model.safetensors")[name])
+
+
+def test_a_base_from_the_hub_is_folded_into_as_it_lies_in_the_cache(
+    settings: list[object], tiny_model: Path, tmp_path: Path
+) -> None:
+    """Nothing is asked of the network for it: main may have moved on since the run began."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "home" / "hub" / "models--org--Tiny-Llama"
+    shutil.copytree(tiny_model, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    settings[settings.index("--model-name-or-path") + 1] = "org/Tiny-Llama"
+    command = [sys.executable, "-m", "quantkit_tools.cli", "train", *map(str, settings), "--quant-method", "QLORA", "--json"]
+    offline = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 3), done.stderr
+    record = read_record(Path(json.loads(done.stdout)["artifact"]))
+    assert record.base.name_or_path == "org/Tiny-Llama"
+    assert record.verification["merge"]["base_fingerprint"] == record.base.fingerprint
+    assert record.verification["merge"]["layers_changed"] == 28

@@ -171,6 +171,8 @@ def test_the_command_ends_with_one_code_one_artifact_and_one_message(together: t
     training = json.loads((split / "quantization_metadata.json").read_text())["training"]
     assert training["settings"]["sharding"] == "fsdp2"
     assert training["fused_adapters"] > 0
+    for folded in (artifact, split):  # by the first process, tensor by tensor
+        assert json.loads((folded / "quantization_metadata.json").read_text())["verification"]["merge"]["layers_changed"] > 0
     (full,) = (path for path in (folder / "full").iterdir() if not path.name.startswith("."))
     verify_manifest(full)
     assert AutoModelForCausalLM.from_pretrained(full).lm_head.weight.any()

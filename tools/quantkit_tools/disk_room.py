@@ -1,8 +1,8 @@
 """Will there be room for what a run writes? Asked before the model is loaded: after training the answer costs the training.
 
-The least that must fit is counted: the artifact, and one checkpoint where `save_steps` asks for some or adapters are folded in,
-from the last one. What the forecast of memory calls `disk_bytes` is not used: it holds a checkpoint of every run, and a quantized
-base that lies there already when this is asked.
+The least that must fit is counted: the artifact, and one checkpoint where `save_steps` asks for some or adapters are folded in
+from the last one. What the forecast of memory calls `disk_bytes` is not used: it holds a checkpoint of every run, and a
+quantized base that lies there already when this is asked.
 """
 
 from quantkit.console import warn

@@ -57,8 +57,10 @@ class RunEnd:
     @property
     def adapter(self) -> Path:
         """Return the checkpoint of the last step: the run's own, or the one it went on from with nothing left to do."""
-        own = self.run.checkpoints / f"checkpoint-{self.result.steps}"
-        return own if own.is_dir() else Path(str(self.run.config.resume_from_checkpoint))
+        given = self.run.config.resume_from_checkpoint
+        if isinstance(given, str) and self.result.resumed_from == self.result.steps:
+            return Path(given)
+        return self.run.checkpoints / f"checkpoint-{self.result.steps}"
 
     def merge(self, models: list[Any]) -> dict[str, Any]:
         """Fold in, judge, save; return the record as written. The trained model is taken out of `models` and let go.
@@ -162,8 +164,9 @@ def let_go() -> None:
 
     gc.collect()
     give_back()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    cuda: Any = torch.cuda
+    if cuda.is_initialized():
+        cuda.empty_cache()
 
 
 def merge_in_memory(
