@@ -45,6 +45,15 @@ def test_help_is_still_a_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--deep" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("verb", ["train", "plan", "quantize", "merge", "export", "evaluate", "sweep", "registry adopt"])
+def test_the_help_of_what_writes_names_the_dry_run_and_the_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*verb.split(), "--help"])
+    shown = capsys.readouterr().out
+    assert "--dry-run" in shown
+    assert "--json" in shown
+
+
 def test_help_of_verbs_with_a_runs_settings_has_no_gap_within_a_paragraph(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["plan", "--help"])

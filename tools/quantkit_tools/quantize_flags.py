@@ -166,6 +166,8 @@ def _show_help(arguments: list[str], methods: Methods) -> None:
         if item.name not in hidden
     ]
     shown.sort(key=lambda item: item[0] not in ("src", "method"))
+    texts = field_docstrings(QuantizeFlags)
+    shown += [(name, Annotated[bool, tyro.conf.arg(help=texts[name])], field(default=False)) for name in ("dry_run", "json")]
     base: Any = make_dataclass("Quantize", shown, frozen=True)
     sections: list[tuple[str, Any]] = [("quantize", base)]
     sections += [(methods.info(named[0]).name, methods.info(named[0]).options)] if named else []
