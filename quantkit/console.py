@@ -131,7 +131,8 @@ def table(title: str, columns: Sequence[str | Column], rows: Sequence[Sequence[o
     for line, style in styled:
         console.print(Text(line, style), soft_wrap=True)
     for line in below:
-        console.print(Text(line, "dim", overflow="fold"), soft_wrap=not has_width)
+        is_prose = max(map(len, line.split()), default=0) <= console.width // 3  # names are left whole
+        console.print(Text(line, "dim"), soft_wrap=not (has_width and is_prose))
 
 
 @contextmanager
