@@ -14,7 +14,7 @@ def test_a_dry_run_says_what_the_run_would_take_and_what_is_there(settings: list
     code, out, err = quantkit("train", *settings, "--max-length", 128, "--dry-run")
     assert code == 0
     assert "memory expected at the peak (" in out
-    assert "), rows of up to 128 tokens: " in out
+    assert ") if all rows have 128 tokens: " in out
     assert "are there" in out
     assert "time expected" not in out  # no run is known whose rate it could go at
     assert "suffice" not in err
@@ -36,7 +36,7 @@ def test_where_it_would_not_fit_the_settings_that_do_are_named_and_nothing_is_re
     monkeypatch.setattr(foresight, "room_bytes", lambda *_, **__: 1 << 20)
     code, _, err = quantkit("train", *settings, "--max-length", 128, "--dry-run")
     assert code == 0
-    assert "with the fullest rows memory will not suffice, and the run would be refused" in err
+    assert "with such rows memory will not suffice, and the run would be refused" in err
 
 
 def test_a_rate_that_is_known_tells_the_time_of_a_step_and_of_the_run(

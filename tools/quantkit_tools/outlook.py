@@ -22,11 +22,11 @@ def show_outlook(run: RunPlan) -> dict[str, Any] | None:
         return None
     forecast = found.forecast
     say(
-        f"memory expected at the peak ({forecast.largest.name}), rows of up to {forecast.settings.length} tokens:"
+        f"memory expected at the peak ({forecast.largest.name}) if all rows have {forecast.settings.length} tokens:"
         f" {expected_text(found)}; {there_text(found)}{recomputed_text(found)}"
     )
     if not found.fits:
-        warn(f"with the fullest rows memory will not suffice, and the run would be refused: {advice(found, found.room_bytes)}")
+        warn(f"with such rows memory will not suffice, and the run would be refused: {advice(found, found.room_bytes)}")
     elif text := doubt(found):
         warn(text)
     return found.to_dict(forced=False) | {"fits": found.fits, "step_s": _step_s(found)}
