@@ -6,6 +6,11 @@ others cost one singular value decomposition a layer:
 * `loftq` (LoftQ, arXiv:2310.08659, its first step): B·A is the best rank-r approximation of W − Q, what the base lost. The
   base is left as it is, so its recipe, a kept adapter and every merge mean what they meant before. The paper's further steps
   quantize W − BA anew: another base, which would have to be stored; PEFT's `replace_lora_weights_loftq` leaves them out too.
+  What they would gain, on 21 layers of SmolLM2-135M in NF4: ‖W − Q − BA‖/‖W‖ is 0.095 without adapters, at rank 16 0.086
+  after the first step, 0.083 after two, 0.079 after five (at rank 64 0.070, 0.065, 0.062).
+  The start is nearer to the original, and the loss goes where the original's is, down or up: on 2,742 tokens of OpenMath from
+  2.372 to 2.353 at rank 16, 2.309 at rank 64 (16 bit 2.192; KL 0.265, 0.237, 0.183); on generated arithmetic, where NF4
+  happened to lie below the original, from 2.272 to 2.308 at rank 16 (16 bit 2.308; KL 0.46, 0.41).
   That function is not used: it moves weights to a GPU that may not be there, knows NF4 only, and its product is multiplied
   by alpha/r once more in the forward pass.
 * `pissa` (PiSSA, arXiv:2404.02948): B·A holds the largest singular values of W, and the base keeps the rest. PEFT does this, on

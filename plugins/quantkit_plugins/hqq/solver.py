@@ -16,8 +16,11 @@ Standard formats store integer zero points, and rounding hqq's when saving would
 straight line through (code, W − E), which moves scale and zero point, the zero point is rounded, and the scale fitted again; a
 symmetric grid is a line through zero. It starts from the best of many ranges, not from the whole range, since iterates stay
 close to where they start: SmolLM2 at 3 bits, perplexity 2.19 times the dense one's; from the whole range with p = 0.7, 2.42.
-Each group of each
-iterate is judged by the objective itself, on stored values, and the best is kept: it never rises.
+Each group of each iterate is judged by the objective itself, on stored values, and the best is kept: it never rises.
+
+What integer zero points cost, relative error of twelve layers' weights in groups of 64 beside real-valued ones fitted as well:
+at 4 bits 0.088 and 0.068 on SmolLM2, whose file sat on a grid with real-valued offsets before, 0.087 and 0.082 on normally
+distributed weights; at 3 bits 0.184 and 0.172, 0.176 and 0.165.
 """
 
 import torch
