@@ -155,3 +155,10 @@ def test_a_manifest_of_another_shape_is_refused(tmp_path, data):
 def test_the_hash_stands_for_names_and_contents(tmp_path):
     hashes = {artifact_hash(make_folder(tmp_path / name, text)) for name, text in (("a", "1"), ("b", "1"), ("c", "2"))}
     assert len(hashes) == 2
+
+
+def test_a_file_name_that_is_not_utf8_stands_in_json_and_is_read_back_as_it_was(tmp_path):
+    name = os.fsdecode(b"zahlen-\xfc.parquet")
+    write_json(tmp_path / "record.json", {"data": name})
+    assert read_json(tmp_path / "record.json") == {"data": name}
+    assert b"zahlen-\\udcfc.parquet" in (tmp_path / "record.json").read_bytes()

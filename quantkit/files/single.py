@@ -25,10 +25,12 @@ _LOOK_EVERY_S = 0.01
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step.
 
+    What stands for bytes of a file name that are not UTF-8 is written as its escape, which JSON reads back as it was.
+
     Raises:
         WriteError: it cannot be written; what stood there is untouched.
     """
-    _replace(path, text.encode())
+    _replace(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, data: Any) -> None:
