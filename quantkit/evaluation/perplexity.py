@@ -34,8 +34,10 @@ class RowLoss:
     """Tokens beyond the model's context, which were not judged."""
 
 
-def row_losses(model: Any, rows: Sequence[LabelledRow], *, batch_size: int, title: str = "perplexity") -> list[RowLoss]:
-    """Return the losses of each row, in order.
+def row_losses(
+    model: Any, rows: Sequence[LabelledRow], *, batch_size: int, title: str = "perplexity", logits_at_once: int | None = None
+) -> list[RowLoss]:
+    """Return the losses of each row, in order; `logits_at_once` positions have theirs at a time (default: `LOGITS_AT_ONCE`).
 
     Of rows longer than the context, plain texts are judged in windows, conversations are cut there and say so.
     """
@@ -49,7 +51,7 @@ def row_losses(model: Any, rows: Sequence[LabelledRow], *, batch_size: int, titl
         for batch in batches([len(piece.input_ids) for piece in parts], one_pass=pass_tokens(model), most_rows=batch_size):
             chosen = [parts[at] for at in batch]
             with torch.inference_mode():
-                nll = _token_nll(model, [piece.input_ids for piece in chosen])
+                nll = _token_nll(model, [piece.input_ids for piece in chosen], logits_at_once or LOGITS_AT_ONCE)
             for at, piece in enumerate(chosen):
                 judged.setdefault(piece.row, []).append((piece, nll[at][: len(piece.input_ids) - 1]))
             bar.advance(len(chosen))
@@ -71,7 +73,7 @@ def _row_loss(row: LabelledRow, judged: Sequence[tuple[Piece, Any]]) -> RowLoss:
     )
 
 
-def _token_nll(model: Any, rows: Sequence[Sequence[int]]) -> Any:
+def _token_nll(model: Any, rows: Sequence[Sequence[int]], logits_at_once: int) -> Any:
     """Return float64 negative log-likelihoods `[rows, longest - 1]` on the CPU; padding holds values of no meaning."""
     import torch
     from transformers import DynamicCache
@@ -83,7 +85,7 @@ def _token_nll(model: Any, rows: Sequence[Sequence[int]]) -> Any:
         ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
         mask[row, : len(tokens)] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
-    window = max(1, LOGITS_AT_ONCE // len(rows))
+    window = max(1, logits_at_once // len(rows))
     whole = longest - 1 <= window
     cache = None if whole else DynamicCache(config=model.config)
     parts = []

@@ -7,11 +7,10 @@ whole model. Counting that for every run, as if merging were `merge_and_unload`,
 
 from collections.abc import Mapping
 
-from quantkit.evaluation.perplexity import LOGITS_AT_ONCE
 from quantkit.fidelity import PROBE_TOKENS
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
-from quantkit.merging.report import BATCH_ROWS
+from quantkit.merging.report import BATCH_ROWS, OBSERVED_AT_ONCE
 from quantkit.spec import DENSE_BITS
 
 COMPARED = 14
@@ -68,7 +67,7 @@ def saving(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
 
 def _logits(shape: ModelShape, settings: RunSettings, *, held: int | None = None) -> dict[str, int]:
     """Return float32 logits: those of adapter and merged models, kept on the CPU, and what a pass of the judged rows makes."""
-    passing = 3 * min(LOGITS_AT_ONCE, BATCH_ROWS * settings.length)  # logits, and two copies that logarithms are made of
+    passing = 3 * min(OBSERVED_AT_ONCE, BATCH_ROWS * settings.length)  # logits, and two copies that logarithms are made of
     kept, passing = (2, passing) if held is None else (held, 0)
     positions = passing + (kept * PROBE_TOKENS if settings.device == "cpu" else 0)
     return {"logits that are compared": 4 * positions * shape.vocabulary} if positions else {}

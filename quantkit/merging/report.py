@@ -35,6 +35,9 @@ MAX_LOST_GAIN = {"dequantized": 0.1, "base": 0.1, "requantized": 0.2}
 """By policy: the share of the fine-tune's gain that a merge may lose. Folding alone is exact, so a tenth is generous for dense
 weights; on a 4-bit grid a fifth is what error feedback reaches where plain rounding loses nearly all."""
 BATCH_ROWS = 8
+OBSERVED_AT_ONCE = 256
+"""Positions whose logits exist at a time: four times as many, which evaluation takes, are forecast to need more memory than
+training Qwen3-0.6B on one row of 512 tokens at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +174,7 @@ def observe(model: Any, rows: ReportRows, *, title: str) -> Observed:
     """Return what a model says on the rows."""
     from quantkit.evaluation.perplexity import row_losses
 
-    losses = row_losses(model, rows.rows, batch_size=BATCH_ROWS, title=title)
+    losses = row_losses(model, rows.rows, batch_size=BATCH_ROWS, title=title, logits_at_once=OBSERVED_AT_ONCE)
     tokens = sum(item.response_tokens for item in losses)
     if not tokens:
         raise UsageError(f"{rows.source}: every row is longer than the model's context before its response begins")

@@ -54,7 +54,8 @@ def test_what_is_saved_is_the_merge_in_memory_bit_for_bit(
     record = read_record(artifact)
     assert record.verification["merge"]["layers_changed"] == 28
     assert record.verification["gate"]["outcome"] in ("passed", "failed")
-    assert [stage["stage"] for stage in record.memory["stages"]][-3:] == ["observe adapter", "merge", "compare"]
+    stages = [stage["stage"] for stage in record.memory["stages"]]
+    assert stages[-5:] == ["train", "observe adapter", "prepare merge", "merge", "compare"]
     saved = load_file(artifact / "model.safetensors")
     assert {name for name, tensor in saved.items() if not torch.equal(tensor, folded[name])} == set()
 

@@ -71,7 +71,8 @@ class RunEnd:
         with telling_where(self.adapter):
             with self.memory.stage("observe adapter"):
                 reference = observe_reference(models[0], self.rows).of_losses()
-            prepared = prepare_fold(self.run, self.adapter, self.methods)
+            with self.memory.stage("prepare merge"):
+                prepared = prepare_fold(self.run, self.adapter, self.methods)
             if prepared is None:
                 return self._merge_in_memory(models.pop(), reference)
             models.clear()
