@@ -34,6 +34,8 @@ class Site:
     """Scale of LoRA's product."""
     squares: Any = None
     """Squared norms [out] of the weight's rows, for DoRA."""
+    rounds: bool = False
+    """Whether the forward pass rounds its inputs."""
 
 
 def frozen_weight(layer: Any, dtype: torch.dtype) -> Tensor:
@@ -81,10 +83,13 @@ class Lora(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, site: Site, a: Tensor, b: Tensor) -> Tensor:
         """Return the output [..., out] in the data type that the layer gives."""
-        outputs, inner = _with_adapter(x, site, a, b)
+        outputs = site.call(x)
+        with torch.autocast(x.device.type, enabled=False):
+            flat = outputs.reshape(-1, outputs.shape[-1])
+            inner = _add_adapter(flat, x.reshape(-1, x.shape[-1]), a, b, site.scale)
         ctx.site = site
         ctx.save_for_backward(x, inner, a, b)
-        return outputs
+        return flat.view(outputs.shape)
 
     @staticmethod
     @_without_autocast
@@ -98,25 +103,30 @@ class Dora(Function):
     """m·(x·Wᵀ + scale·(x·Aᵀ)·Bᵀ) + bias, m being the magnitude `[out]` by the norm of a row of W + scale·B·A.
 
     The norm gets no gradient (arXiv:2402.09353, section 4.3). It is taken without forming W + scale·B·A: its square is
-    ‖w‖² + 2·scale·b·A·w + scale²·b·A·Aᵀ·bᵀ, and `squares` holds ‖w‖², which never changes.
+    ‖w‖² + 2·scale·b·A·w + scale²·b·A·Aᵀ·bᵀ, and `squares` holds ‖w‖², which never changes. A·Wᵀ comes out of the layer's own
+    forward pass, to which A's rows are a few tokens more, unless the layer rounds them.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, site: Site, *parameters: Tensor) -> Tensor:
         """Return the output [..., out] in the data type that the layer gives; parameters: A, B, magnitude."""
         a, b, magnitude = parameters
-        layer, scale = site.layer, site.scale
+        tokens, bias, scale = x.reshape(-1, x.shape[-1]), site.layer.bias, site.scale
+        outputs = site.call(tokens if site.rounds else torch.cat([tokens, a.to(x.dtype)]))
         with torch.autocast(x.device.type, enabled=False):
-            cross = (a @ frozen_weight(layer, a.dtype).t()).t()
-            norm = (site.squares + (2 * scale * cross + scale**2 * (b @ (a @ a.t()))).mul_(b).sum(1)).clamp_min_(0).sqrt_()
-        outputs, inner = _with_adapter(x, site, a, b, bias=layer.bias)
-        factor = magnitude / norm
-        outputs.mul_(factor)
-        if layer.bias is not None:
-            outputs.add_(layer.bias)
+            if bias is not None:
+                outputs.sub_(bias)
+            outputs, cross = outputs[: len(tokens)], outputs[len(tokens) :]
+            cross = a @ frozen_weight(site.layer, a.dtype).t() if site.rounds else cross.to(a.dtype)
+            norm = (site.squares + (2 * scale * cross.t() + scale**2 * (b @ (a @ a.t()))).mul_(b).sum(1)).clamp_min_(0).sqrt_()
+            inner = _add_adapter(outputs, tokens, a, b, scale)
+            factor = magnitude / norm
+            outputs.mul_(factor)
+            if bias is not None:
+                outputs.add_(bias)
         ctx.site = site
         ctx.save_for_backward(x, inner, a, b, magnitude, factor, outputs)
-        return outputs
+        return outputs.view(*x.shape[:-1], -1)
 
     @staticmethod
     @_without_autocast
@@ -124,10 +134,10 @@ class Dora(Function):
         """Return the gradients of input, A, B and magnitude."""
         *_, magnitude, factor, outputs = ctx.saved_tensors
         flat, bias = outer[0].reshape(-1, outer[0].shape[-1]), ctx.site.layer.bias
-        of_magnitude = (flat * outputs.view_as(flat)).sum(0, dtype=magnitude.dtype)
+        of_magnitude = (flat * outputs).sum(0).to(magnitude.dtype)
         if bias is not None:
-            of_magnitude -= bias * flat.sum(0, dtype=magnitude.dtype)
-        of_x, of_a, of_b = _gradients(ctx, flat, factor.unsqueeze(1))
+            of_magnitude -= bias * flat.sum(0).to(magnitude.dtype)
+        of_x, of_a, of_b = _gradients(ctx, flat * factor.to(flat.dtype))
         return of_x, None, of_a, of_b, of_magnitude / magnitude
 
 
@@ -173,31 +183,22 @@ class Vera(Function):
         return of_x, None, of_beta, of_delta, None, None
 
 
-def _with_adapter(x: Tensor, site: Site, a: Tensor, b: Tensor, *, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the layer's output, less a bias, plus scale·(x·Aᵀ)·Bᵀ; and x·Aᵀ [tokens, r]."""
-    outputs = site.call(x)
-    with torch.autocast(x.device.type, enabled=False):
-        flat, out = outputs.reshape(-1, outputs.shape[-1]), outputs.dtype
-        if bias is not None:
-            flat.sub_(bias)
-        inner = x.reshape(-1, x.shape[-1]).to(out) @ a.to(out).t()
-        flat.addmm_(inner, b.to(out).t(), alpha=site.scale)
-    return flat.view(outputs.shape), inner
+def _add_adapter(outputs: Tensor, tokens: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Add scale·(x·Aᵀ)·Bᵀ to outputs [tokens, out] for inputs [tokens, in]; return x·Aᵀ [tokens, r]."""
+    inner = tokens.to(outputs.dtype) @ a.to(outputs.dtype).t()
+    outputs.addmm_(inner, b.to(outputs.dtype).t(), alpha=scale)
+    return inner
 
 
-def _gradients(ctx: Any, flat: Tensor, factor: Tensor | None = None) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Return the gradients of input, A and B for a gradient [tokens, out] of factor·(x·Wᵀ + scale·(x·Aᵀ)·Bᵀ).
-
-    A factor `[out, 1]` goes into the matrices, which are smaller than the gradient.
-    """
+def _gradients(ctx: Any, flat: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return the gradients of input, A and B for a gradient [tokens, out] of x·Wᵀ + scale·(x·Aᵀ)·Bᵀ."""
     x, inner, a, b = ctx.saved_tensors[:4]
     dtype = flat.dtype
-    of_inner = (flat @ (b if factor is None else b * factor).to(dtype)).mul_(ctx.site.scale)
+    of_inner = (flat @ b.to(dtype)).mul_(ctx.site.scale)
     of_x = None
     if ctx.needs_input_grad[0]:
-        weight = frozen_weight(ctx.site.layer, dtype)
-        of_x = flat @ (weight if factor is None else (weight * factor).to(dtype))
+        of_x = flat @ frozen_weight(ctx.site.layer, dtype)
         of_x = of_x.addmm_(of_inner, a.to(dtype)).view(x.shape).to(x.dtype)
     of_a = of_inner.t() @ x.reshape(-1, x.shape[-1]).to(dtype)
     of_b = (flat.t() @ inner).to(b.dtype).mul_(ctx.site.scale)
-    return of_x, of_a.to(a.dtype), of_b if factor is None else of_b.mul_(factor)
+    return of_x, of_a.to(a.dtype), of_b

@@ -171,7 +171,8 @@ def _product_of(module: Any, layer: Any, name: str) -> Callable[[Tensor], Tensor
     weight = frozen_weight(layer, a.weight.dtype)
     parts = [weight[at : at + ROWS_SQUARED].double().square().sum(1) for at in range(0, len(weight), ROWS_SQUARED)]
     squares = torch.cat(parts).to(a.weight.dtype)
-    site, magnitude = Site(layer, layer, scale, squares), module.lora_magnitude_vector[name]
+    rounds = hasattr(layer, "init_8bit_state") or getattr(getattr(layer, "facts", None), "activations_bits", None) is not None
+    site, magnitude = Site(layer, layer, scale, squares, rounds), module.lora_magnitude_vector[name]
     return lambda x: dora(x, site, a.weight, b.weight, magnitude.weight)
 
 
