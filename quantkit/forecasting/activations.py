@@ -48,7 +48,7 @@ class Activations:
     backward: int
     """Gradients of a block's widest part that live at once in its backward pass."""
     dequantized: int
-    """The widest weight in the data type of the arithmetic, where the held one is another; with DoRA, times its factors too."""
+    """The widest weight in the data type of the arithmetic, where the held one is another, and DoRA's scaled gradient."""
     recomputed: Recompute
     """Which blocks are computed again."""
 
@@ -229,10 +229,10 @@ def _dequantized(shape: ModelShape, settings: RunSettings, layers: list[LinearSh
         return 0
     wide = settings.computes_in_bytes
     as_it_is = settings.held_dtype(shape.dtype) == settings.arithmetic and not stays_quantized(settings.plan.spec)
-    copies = 0 if as_it_is else wide
-    if settings.adapter.kind == "DoRa":  # times the factors of its rows in float32, and that in the arithmetic's type
-        copies += 4 + (wide if wide < 4 else 0)
-    return max((layer.weights for layer in layers), default=shape.largest) * copies
+    weights = max((layer.weights for layer in layers), default=shape.largest) * (0 if as_it_is else wide)
+    if settings.adapter.kind == "DoRa":  # the gradient of the widest layer's output times its factors
+        weights += settings.batch_tokens * max((layer.outputs for layer in layers), default=0) * wide
+    return weights
 
 
 def stays_quantized(spec: QuantizationSpec) -> bool:
