@@ -7,6 +7,7 @@ writer, the usual way, leaves one more file behind at each kill, and nobody know
 
 import json
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -20,12 +21,13 @@ TEMPORARY = ".quantkit-tmp"
 LONGEST_WAIT_S = 10.0
 """For another process that is writing the same file, before a temporary name of one's own is taken."""
 _LOOK_EVERY_S = 0.01
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step.
 
-    What stands for bytes of a file name that are not UTF-8 is written as its escape, which JSON reads back as it was.
+    What stands for bytes of a file name that are not UTF-8 is written as the text of its escape.
 
     Raises:
         WriteError: it cannot be written; what stood there is untouched.
@@ -39,7 +41,9 @@ def write_json(path: Path, data: Any) -> None:
     Raises:
         WriteError: it cannot be written; what stood there is untouched.
     """
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    text = SURROGATE.sub(lambda found: rf"\\u{ord(found[0]):04x}", text)  # as text: strict readers refuse JSON's own escape
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path, *, max_bytes: int = 64 * 1024 * 1024) -> Any:
