@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.console import Progress, progress
-from quantkit.errors import UsageError
 from quantkit.layers import bare_model
 from quantkit.placement import check_splitting
 from quantkit.plan import QuantizationPlan
 from quantkit.processes import is_first, world_size
+from quantkit.training.arguments import trainer_arguments
 from quantkit.training.guards import check_learned
 from quantkit.training.heap import give_back, held_small
 from quantkit.training.interrupt import interruptible
@@ -70,7 +70,7 @@ def train(
     check_offloading(config, device)
     check_splitting(config)
     processes, first = world_size(), is_first()
-    begun = begun or find_start(data, config, tokenizer=tokenizer, checkpoints=checkpoints, device=device)
+    begun = begun or find_start(data, config, plan, tokenizer=tokenizer, checkpoints=checkpoints, device=device)
     begun.meet(model, config, device)
     checkpoint, state = begun.checkpoint, begun.state
     items_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
@@ -89,7 +89,7 @@ def train(
         items = items_of(data.train, config, packing=levers.packing)
         fill = -len(items) % (config.per_device_train_batch_size * processes) if processes > 1 else 0
         total = total_steps(len(items), config, processes)
-        arguments = _arguments(config, plan, checkpoints, total, device)
+        arguments = trainer_arguments(config, plan, checkpoints, total, device)
         rows_trained_on = total * items_per_step * len(data.train) // len(items)
         held_out = data.evaluation[: max(rows_trained_on // EVALUATION_SHARE, 1)]
         begun.settle(config, total, held_out, checkpoints)
@@ -173,47 +173,6 @@ def train(
 def _folds(config: "RunConfig", plan: QuantizationPlan) -> bool:
     """Whether adapters are folded in afterwards: they are read from the last checkpoint then, and a merge that dies goes on."""
     return config.merge_after_train and plan.adapter.kind != "NoPeft"
-
-
-def _arguments(config: "RunConfig", plan: QuantizationPlan, folder: Path, total: int, device: str) -> Any:
-    """Return `transformers.TrainingArguments`; raises `UsageError` for an optimizer or tracker that is not there."""
-    import torch
-    from transformers import TrainingArguments
-    from transformers.integrations import get_reporting_integration_callbacks
-
-    try:
-        for tracker in get_reporting_integration_callbacks(list(config.report_to)):
-            tracker()
-        arguments = TrainingArguments(
-            output_dir=str(folder),
-            use_cpu=torch.device(device).type == "cpu",
-            max_steps=total,
-            per_device_train_batch_size=config.per_device_train_batch_size,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type=config.lr_scheduler_type,
-            warmup_steps=config.warmup_steps,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            optim=config.optim or plan.optim or "adamw_torch",
-            seed=config.seed,
-            logging_steps=config.logging_steps,
-            logging_nan_inf_filter=False,
-            save_strategy="steps" if config.save_steps else "no",
-            save_steps=config.save_steps or total,
-            report_to=list(config.report_to) or "none",
-            remove_unused_columns=False,
-            disable_tqdm=True,
-            ddp_find_unused_parameters=False,
-        )
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise UsageError(f"settings: optim or report_to: {str(error).splitlines()[0]}") from None
-    wanted = torch.device(device)
-    if wanted.index is not None and wanted != arguments.device:
-        raise UsageError(f"device {device}: training runs on {arguments.device}; choose the GPU with CUDA_VISIBLE_DEVICES")
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # one process trains on one GPU; more come with torchrun, not with threads
-    return arguments
 
 
 def _levers(model: Any, data: "PreparedData", config: "RunConfig", arithmetic: str, *, notice: bool) -> "Levers":

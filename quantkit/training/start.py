@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.console import warn
 from quantkit.errors import UsageError
+from quantkit.plan import QuantizationPlan
 from quantkit.processes import is_first, said_by_first, world_size
+from quantkit.training.arguments import trainer_arguments
 from quantkit.training.checkpoints import RunState, clear_checkpoints, find_checkpoint
 from quantkit.training.identity import Change, check_same_run, describe_run, frozen_sha256, in_words, rows_sha256
 from quantkit.training.order import items_of, total_steps
@@ -82,11 +84,14 @@ class Start:
                 warn(f"the checkpoint's run was to have {state.total_steps} steps, this one has {total_steps}")
 
 
-def find_start(data: "PreparedData", config: "RunConfig", *, tokenizer: Any, checkpoints: Path, device: str) -> Start:
+def find_start(
+    data: "PreparedData", config: "RunConfig", plan: QuantizationPlan, *, tokenizer: Any, checkpoints: Path, device: str
+) -> Start:
     """Return where the run starts, the same in all processes; no weights are loaded.
 
     Raises:
-        UsageError: checkpoints are in the way, the folder cannot be used, or the checkpoint is another run's.
+        UsageError: a setting is not to be had, checkpoints are in the way, the folder cannot be used, or the checkpoint is
+            another run's.
         VerificationError: no checkpoint is whole.
     """
     checkpoint = said_by_first(
@@ -94,7 +99,11 @@ def find_start(data: "PreparedData", config: "RunConfig", *, tokenizer: Any, che
     )
     described = said_by_first(lambda: describe_run(data, config, tokenizer=tokenizer, device=device, processes=world_size()))
     start = Start(checkpoint, RunState.read(checkpoint) if checkpoint else RunState(), described)
-    start.check(config, _expected_steps(data, config, start.state))
+    total = _expected_steps(data, config, start.state)
+    start.check(config, total)
+    trainer_arguments(config, plan, checkpoints, total, device)
+    if config.compute_dtype != "auto":
+        arithmetic_dtype(None, config, device)
     return start
 
 

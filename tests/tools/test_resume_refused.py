@@ -57,7 +57,7 @@ def again(folder: Path, quantkit: Any) -> Any:
     """Resume the run."""
 
     def resume(**changed: object) -> tuple[int, str]:
-        code, _, err = quantkit("train", *flags(folder, resume_from_checkpoint="true", overwrite="true", **changed))
+        code, _, err = quantkit("train", *flags(folder, **({"resume_from_checkpoint": "true", "overwrite": "true"} | changed)))
         return code, " ".join(err.split())
 
     return resume
@@ -120,6 +120,16 @@ def test_a_checkpoint_that_is_not_whole_is_skipped_or_refused(weightless: Any, f
     code, err = weightless()
     assert code == 3
     assert "no checkpoint is whole: " in err
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"optim": "adamv"}, "optim or report_to"), ({"compute_dtype": "float16"}, "compute_dtype is float16")],
+)
+def test_settings_that_training_has_no_use_for_are_told_at_once(changed: dict[str, str], said: str, weightless: Any) -> None:
+    code, err = weightless(resume_from_checkpoint="false", **changed)
+    assert code == 2
+    assert said in err
 
 
 def test_a_base_that_was_accepted_is_accepted_as_stored_and_as_loaded(again: Any, folder: Path) -> None:

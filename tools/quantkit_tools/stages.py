@@ -108,7 +108,8 @@ def find_start(run: RunPlan, data: "PreparedData", tokenizer: Any) -> "Start":
     """
     from quantkit.training.start import find_start
 
-    return find_start(data, run.config, tokenizer=tokenizer, checkpoints=run.checkpoints, device=run.device)
+    where: dict[str, Any] = {"checkpoints": run.checkpoints, "device": run.device}
+    return find_start(data, run.config, run.plan, tokenizer=tokenizer, **where)
 
 
 def train(run: RunPlan, model: Any, data: "PreparedData", tokenizer: Any, begun: "Start | None") -> "TrainingResult":
