@@ -47,7 +47,7 @@ class Scenario:
 SCENARIOS = {
     "dense": Scenario(settings={"num_train_epochs": 2, "group_by_length": True, "recompute": "selective"}),
     "four bit": Scenario("uint8", rows=11, settings={"recompute": "full"}),
-    "split four bit": Scenario("bfloat16", "fsdp2", rows=11, settings={"recompute": "full"}),
+    "split four bit": Scenario("bfloat16", "fsdp2", rows=11, settings={"recompute": "full:2,selective:1"}),
     "split full": Scenario(
         "", "fsdp2", settings={"recompute": "selective", "peft_config": "NoPeft", "learning_rate": 0.05}, full=True
     ),
