@@ -11,7 +11,7 @@ others cost one singular value decomposition a layer:
   The start is nearer to the original, and the loss goes where the original's is, down or up: on 2,742 tokens of OpenMath from
   2.372 to 2.353 at rank 16, 2.309 at rank 64 (16 bit 2.192; KL 0.265, 0.237, 0.183); on generated arithmetic, where NF4
   happened to lie below the original, from 2.272 to 2.308 at rank 16 (16 bit 2.308; KL 0.46, 0.41).
-  That function is not used: it moves weights to a GPU that may not be there, knows NF4 only, and its product is multiplied
+  PEFT's function is not used: it moves weights to a GPU that may not be there, knows NF4 only, and its product is multiplied
   by alpha/r once more in the forward pass.
 * `pissa` (PiSSA, arXiv:2404.02948): B·A holds the largest singular values of W, and the base keeps the rest. PEFT does this, on
   dense weights only. The base changes, so the adapter means nothing on any other: it is folded in at the end of the run.
