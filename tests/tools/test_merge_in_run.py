@@ -69,6 +69,17 @@ def test_what_the_files_do_not_tell_is_folded_in_in_memory_and_said_to_be(settin
     assert record.verification["reload"]["max_abs_logit_difference"] == 0.0
 
 
+def test_a_model_that_neither_fits_nor_runs_block_by_block_is_saved_unjudged_and_said_to_be(
+    settings: list[object], quantkit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantkit_tools.merge_check.load_by_blocks", lambda *_, **__: None)
+    monkeypatch.setattr("quantkit_tools.merge_check.free_bytes", lambda _: 1)
+    code, out, err = quantkit("train", *settings, "--json")
+    assert code == 0, err
+    assert "fidelity of the merge not measured: loading needs" in err
+    assert read_record(Path(json.loads(out)["artifact"])).verification["gate"]["outcome"] == "not judged"
+
+
 def _killed_at(point: Callable[[], None], flags: list[object]) -> None:
     """Run `quantkit train` in a copy of this process in which `point` sets the trap; it must die there, without a goodbye."""
     child = os.fork()
