@@ -77,8 +77,8 @@ class _Attention(Function):
     @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> Any:
         """Return the gradients of q, k and v."""
-        states, rows, scale = ctx.saved_tensors[:3], ctx.rows, ctx.scale
-        kept = iter(ctx.saved_tensors[3:])
+        saved, rows, scale = ctx.saved_tensors, ctx.rows, ctx.scale  # asked for once: checkpointing gives them no second time
+        states, kept = saved[:3], iter(saved[3:])
         gathered = [_room(rows, item.shape[1], item) for item in states]
         earlier: list[tuple[Piece, list[Tensor]]] = []
         with torch.autocast("cpu", enabled=False):
