@@ -9,7 +9,7 @@ import pytest
 
 from quantkit.merging.report import MergeReport
 from quantkit_registry.fingerprints import fingerprint_base
-from quantkit_registry.records import read_record
+from quantkit_registry.records import BaseReference, read_record
 from quantkit_registry.store import Registry
 from quantkit_tools.merge_planning import target_of
 from tests.registry.records_of import commit_adapter, plan
@@ -120,6 +120,13 @@ def test_another_base_is_refused_unless_its_fingerprint_is_typed(
     code, _, err = quantkit("merge", kept, "--dst", tmp_path / "new", "--force-base", fingerprint_base(other))
     assert code == 3
     assert "has the fingerprint" in err
+
+
+def test_a_base_that_was_moved_is_asked_for(quantkit: Any, tmp_path: Path) -> None:
+    adapter = commit_adapter(tmp_path, base=BaseReference(name_or_path=str(tmp_path / "Moved")))
+    code, _, err = quantkit("merge", adapter)
+    assert code == 2
+    assert f"its base {tmp_path / 'Moved'} is not there; --base FOLDER says where it is now" in err
 
 
 def test_rows_that_have_changed_since_training_must_be_replaced(

@@ -113,6 +113,8 @@ def _open_adapter(
     if found.base is None:
         raise UsageError(f"{found.path}: {ADAPTER_CONFIG} names no base model; --base names the one it was trained on")
     if not Path(found.base).expanduser().exists():
+        if not is_hub_id(found.base):
+            raise UsageError(f"{found.path}: its base {found.base} is not there; --base FOLDER says where it is now")
         fetched = _fetch(found.base, found.revision, trust_remote_code=trust_remote_code)
         found = replace(found, base=str(fetched), revision=None)
     recorded = found.record.base.fingerprint if found.record else None
