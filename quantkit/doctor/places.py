@@ -24,6 +24,7 @@ SETTINGS = (
     "OMP_NUM_THREADS",
     "QUANTKIT_REGISTRY",
     "QUANTKIT_DISABLE_PLUGINS",
+    "QUANTKIT_LINKS_INTO",
 )
 """Variables that change where things are looked for or what runs; their values go into a report."""
 SECRETS = ("HF_TOKEN",)
