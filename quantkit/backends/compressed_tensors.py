@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from quantkit.backends import LayerFacts, dtype_name
 from quantkit.backends.compressed_layout import quantization_config, storage_format
+from quantkit.backends.emission import checked_layers
 from quantkit.errors import UsageError, VerificationError
 from quantkit.files import read_json
 from quantkit.numerics.float8 import round_tokens_to_float8
@@ -130,27 +131,18 @@ def compress_model(
     Raises:
         UsageError: a name is no linear layer, shapes or scale types disagree with the model, or the grids differ.
     """
-    if not layers:
-        raise UsageError("no layer was quantized, so there is nothing to store in the compressed-tensors format")
     if activations_bits not in (None, 8):
         raise UsageError(f"activations_bits is {activations_bits}; inputs are rounded to 8 bits or not at all")
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    embeddings = model.get_input_embeddings()
+    linears, facts = checked_layers(model, layers, format="compressed-tensors")
     for name, quantized in layers.items():
-        _require_fit(name, linears.get(name), quantized, activations_bits)
-        if linears[name].weight is getattr(embeddings, "weight", None):
-            raise UsageError(f"{name} shares its weight with the input embeddings, which stay dense; put it on the ignore list")
-    grids = {(item.bits, item.group_size, item.zero_point is None, item.weights_dtype) for item in layers.values()}
-    if len(grids) > 1:
-        raise UsageError(f"the layers use {len(grids)} different grids {sorted(grids)}; one checkpoint holds one")
+        _require_rounding(name, quantized, activations_bits)
     for name, quantized in layers.items():
         model.set_submodule(name, PackedLinear(quantized, linears[name].bias, activations_bits=activations_bits))
-    bits, group_size, symmetric, weights_dtype = grids.pop()
     model.config.quantization_config = quantization_config(
-        bits=bits,
-        group_size=group_size,
-        symmetric=symmetric,
-        weights_dtype=weights_dtype,
+        bits=facts.weights_bits,
+        group_size=facts.group_size or -1,
+        symmetric=bool(facts.symmetric),
+        weights_dtype=facts.weights_dtype,
         activations_bits=activations_bits,
         ignore=[name for name in linears if name not in layers],
     )
@@ -247,17 +239,7 @@ def layer_facts(module: Any) -> LayerFacts:
     )
 
 
-def _require_fit(name: str, linear: nn.Linear | None, quantized: QuantizedWeight, activations_bits: int | None) -> None:
-    if linear is None:
-        raise UsageError(f"{name} is no linear layer of the model, so no codes can be stored for it")
-    shape = (linear.out_features, linear.in_features)
-    if tuple(quantized.codes.shape) != shape:
-        raise UsageError(f"{name} has the shape {shape}, its codes {tuple(quantized.codes.shape)}")
-    if quantized.scale.dtype != linear.weight.dtype:
-        raise UsageError(
-            f"{name} is {linear.weight.dtype} and its scales are {quantized.scale.dtype}; loaders convert scales to the"
-            " model's data type, so quantize with scale_dtype set to it"
-        )
+def _require_rounding(name: str, quantized: QuantizedWeight, activations_bits: int | None) -> None:
     packed = _storage_of(quantized, activations_bits) == "pack-quantized"
     if activations_bits is not None and packed and quantized.zero_point is not None:
         raise UsageError(

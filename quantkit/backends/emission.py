@@ -1,8 +1,9 @@
 """What do layers have in common whose weights are codes, scales and zero points under a checkpoint format's own names?
 
-The GPTQ and AWQ formats differ in how words are packed and agree in everything else: which layers may be stored, that the
-layer in memory computes what a loader of the checkpoint computes, and that it can say what it holds. The other way, a dense
-model in memory and packing while saving, lets memory and disk differ without anyone noticing.
+The GPTQ and AWQ formats differ in how words are packed and agree in everything else: which layers may be stored
+(compressed-tensors asks the same, `checked_layers`), that the layer in memory computes what a loader of the checkpoint does, and
+that it can say what it holds. The other way, a dense model in memory and packing while saving, lets memory and disk differ
+without anyone noticing.
 """
 
 from collections.abc import Mapping
@@ -76,12 +77,11 @@ def checked_layers(
             )
         if linear.weight is embeddings:
             raise UsageError(f"{name} shares its weight with the input embeddings, which stay dense; put it on the ignore list")
-    grids = {(item.bits, item.group_size, item.zero_point is None) for item in layers.values()}
+    grids = {(item.bits, item.group_size, item.zero_point is None, item.weights_dtype) for item in layers.values()}
     if len(grids) > 1:
         raise UsageError(f"the layers use {len(grids)} different grids {sorted(grids)}; one checkpoint holds one")
-    bits, group_size, symmetric = grids.pop()
-    facts = LayerFacts(bits, f"int{bits}", format=format, group_size=group_size, symmetric=symmetric)
-    return linears, facts
+    bits, group_size, symmetric, dtype = grids.pop()
+    return linears, LayerFacts(bits, dtype, format=format, group_size=group_size, symmetric=symmetric)
 
 
 def unsigned(quantized: QuantizedWeight) -> tuple[Tensor, Tensor]:
