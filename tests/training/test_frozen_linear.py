@@ -193,6 +193,18 @@ def test_a_run_without_the_lever_ends_where_one_with_it_does(
     assert without.fused_adapters == 0
 
 
+@pytest.mark.parametrize(("kind", "arithmetic"), [("LoRa", "bfloat16"), ("DoRa", "float32"), ("DoRa", "bfloat16")])
+def test_blocks_that_are_computed_again_end_where_kept_ones_do(  # noqa: PLR0917
+    kind: Any, arithmetic: Any, tiny_model: Path, data: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    settings = config(max_steps=2, compute_dtype=arithmetic)
+    kept, again = (
+        run(adapted(tiny_model, kind), data, settings.with_changes(recompute=recompute), tokenizer, tmp_path / recompute)
+        for recompute in ("none", "full")
+    )
+    assert again.losses == pytest.approx(kept.losses, rel=1e-5)
+
+
 def test_weights_asked_for_before_the_first_step_are_those_of_float32_arithmetic() -> None:
     """DoRA's norms are; a layer that rounds to bfloat16 until it has seen an input would give others after a resume."""
     from bitsandbytes.nn import Linear4bit
