@@ -1,6 +1,8 @@
 # make demo   the whole tour on a real small model: under 8 minutes on two cores
 # make test   lint, types, import contracts and the default tests: under 20 minutes on two cores
-# Both make their own environment in .venv; nothing but Python 3.11+ and make is needed.
+# make model        the tests on that model
+# make reliability  what must never go wrong, in full, with a figure for each promise
+# Each makes its own environment in .venv; nothing but Python 3.11+ and make is needed.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +12,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 .PHONY: help demo test lint types unit model reliability clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^$$/q; s/^# //p' Makefile
 
 $(BIN)/python:
 	@echo "== environment: $(VENV)"

@@ -19,6 +19,8 @@ from quantkit.files import read_json
 MAX_FILES = 20_000
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 OF_A_MODEL = {"config.json", "adapter_config.json", "quantization_metadata.json"}
+VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json"}
+"""Tokens with numbers, among them the names of all metrics."""
 OTHER = "other"
 
 
@@ -52,7 +54,7 @@ def files_below(folder: Path) -> Iterator[Path]:
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".") and name not in VOCABULARIES:
                 count += 1
                 if count > MAX_FILES:
                     raise UsageError(f"{folder}: more than {MAX_FILES} files; name the folder of the results")

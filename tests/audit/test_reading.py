@@ -144,6 +144,12 @@ def test_broken_files_are_one_line_naming_the_place(name: str, text: str | bytes
     assert any(said in fault for fault in faults), faults
 
 
+def test_the_vocabulary_of_a_model_in_the_named_folder_is_no_result(tmp_path: Path) -> None:
+    vocabulary = {"model": {"vocab": {"accuracy": 1, "exact_match": 3856}}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(vocabulary))
+    assert read_paths([tmp_path]) == []
+
+
 def test_json_too_deep_for_a_result_is_something_else_below_a_folder(tmp_path: Path) -> None:
     write(tmp_path / "a.json", '{"metrics":' * 12 + '{"accuracy": 1}' + "}" * 12)
     assert [item.kind for item in read_paths([tmp_path])] == ["other"]
