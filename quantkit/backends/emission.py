@@ -1,7 +1,7 @@
 """What do layers have in common whose weights are codes, scales and zero points under a checkpoint format's own names?
 
 The GPTQ and AWQ formats differ in how words are packed and agree in everything else: which layers may be stored
-(compressed-tensors asks the same, `checked_layers`), that the layer in memory computes what a loader of the checkpoint does, and
+(compressed-tensors asks the same, `checked_layers`), that the layer in memory computes what the checkpoint's loaders do, and
 that it can say what it holds. The other way, a dense model in memory and packing while saving, lets memory and disk differ
 without anyone noticing.
 """
