@@ -80,6 +80,7 @@ def train_job(job: dict[str, Any]) -> dict[str, Any]:
                 max_grad_norm=NEVER_CLIPPED,
                 seed=job["seed"],
                 device="cpu",
+                overwrite=True,  # the checkpoint of the case before
                 **job["changes"],
             ),
             plan,
