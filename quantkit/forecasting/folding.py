@@ -31,6 +31,8 @@ def end_of_run(shape: ModelShape, settings: RunSettings, trained: Mapping[str, i
         "merge": {"the tensor being made": streaming_bytes(shape), **_logits(shape, settings, held=1)},
         "compare": {
             "embeddings, head, norms in float32": 4 * shape.dense_parameters,
+            "the same, as stored": DENSE_BITS[settings.save_dtype] // 8 * shape.dense_parameters,
+            "the tensor being read": DENSE_BITS[settings.save_dtype] // 8 * max(shape.embeddings, shape.largest),
             "a block in float32": 4 * sum(layer.weights for layer in shape.block_of(0)),
             **seen,
         },
