@@ -25,7 +25,6 @@ ALLOWED = {
     ("quantkit/numerics/blockwise.py", "save", "save_file"): INSIDE,
     ("tools/quantkit_tools/demo_model.py", "real_model", "write_bytes"): INSIDE,
     ("tools/quantkit_tools/demo_model.py", "_convert", "save_pretrained"): INSIDE,
-    ("tools/quantkit_tools/merge_in_run.py", "fold_into_original", "save_pretrained"): SCRATCH,
     ("tools/quantkit_tools/adopt_rows.py", "rows_of", "write_text"): SCRATCH,
     ("tools/quantkit_tools/quantize_texts.py", "_generated_texts", "write_text"): SCRATCH,
     ("quantkit/locks.py", "acquire", "open"): "a lock: the file itself is all there is to it",
