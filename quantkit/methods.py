@@ -125,6 +125,16 @@ class Methods(Plugins):
         """Whether the owner of a method implements a hook."""
         return hasattr(self._owners[self.info(name).name], hook)
 
+    def folds_exactly(self, name: str) -> bool:
+        """Whether adapters of a method are folded in as `quantkit.merging` does, so that no model is needed for it.
+
+        Its owner takes `shared_hooks.fold_into_dense`, and nobody's wrapper wants to see the hook.
+        """
+        from quantkit.shared_hooks import fold_into_dense
+
+        wrapped = any(hook.wrapper or hook.hookwrapper for hook in self._manager.hook.post_train_merge.get_hookimpls())
+        return not wrapped and getattr(self._owners[self.info(name).name], "post_train_merge", None) is fold_into_dense
+
     def _declared_by_each(self, hook: str) -> list[tuple[Source, Any]]:
         answers: list[tuple[Source, Any]] = []
         for plugin, source in self._registered:

@@ -10,6 +10,7 @@ import pytest
 from quantkit import AdapterPlan, MethodInfo, MethodNotes, PlanContext, QuantizationPlan, QuantizationSpec, Stage, hookimpl
 from quantkit.errors import PluginError, UnknownMethodError, UsageError
 from quantkit.methods import Methods, Source, require_usable
+from quantkit.shared_hooks import fold_into_dense
 
 ROOT = Path(__file__).parent.parent
 CONTEXT = PlanContext(adapter=AdapterPlan(r=4))
@@ -274,3 +275,23 @@ def test_a_device_the_method_does_not_run_on_is_said():
     methods = register(plugin(declare_method=answering("declare_method", info)))
     with pytest.raises(UsageError, match="TOY runs on cuda; this machine offers 'cpu'"):
         require_usable(methods, ["TOY"], "cpu")
+
+
+def test_only_the_shared_fold_that_nobody_wraps_needs_no_model():
+    @hookimpl
+    def post_train_merge(model):
+        return model
+
+    @hookimpl(wrapper=True)
+    def watch(model):
+        return (yield)
+
+    watch.__name__ = "post_train_merge"
+    assert not register(plugin()).folds_exactly("TOY")
+    assert not register(plugin(post_train_merge=post_train_merge)).folds_exactly("TOY")
+    methods = register(plugin(post_train_merge=fold_into_dense))
+    assert methods.folds_exactly("TOY")
+    watcher = plugin(declare_method=None, build_quantization_plan=None, post_train_merge=watch)
+    methods.register(watcher, Source("Watcher", "watch 1"))
+    assert methods.broken == {}
+    assert not methods.folds_exactly("TOY")

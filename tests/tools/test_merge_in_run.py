@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from quantkit.files import verify_manifest
 from quantkit.merging import fold_adapters
 from quantkit.merging.job import MergeJob
+from quantkit.methods import Methods
 from quantkit_registry.records import read_record
 from quantkit_tools import merge_in_run
 from quantkit_tools.cli import run_verb
@@ -67,6 +68,23 @@ def test_what_the_files_do_not_tell_is_folded_in_in_memory_and_said_to_be(settin
     record = read_record(Path(json.loads(out)["artifact"]))
     assert "max_abs_logit_difference" in record.verification["merge"]
     assert record.verification["reload"]["max_abs_logit_difference"] == 0.0
+
+
+def test_a_method_with_a_merge_of_its_own_is_asked_for_it(
+    settings: list[object], quantkit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, own = [], Methods.post_train_merge
+
+    def merge(methods: Methods, plan: Any, model: Any) -> Any:
+        asked.append(plan.method)
+        return own(methods, plan, model)
+
+    monkeypatch.setattr(Methods, "post_train_merge", merge)
+    monkeypatch.setattr(Methods, "folds_exactly", lambda *_: False)
+    code, _, err = quantkit("train", *settings, "--quant-method", "QLORA", "--json")
+    assert code == 0, err
+    assert asked == ["QLORA"]
+    assert "QLORA folds adapters in by a hook of its own: in memory" in " ".join(err.split())
 
 
 def test_a_model_that_neither_fits_nor_runs_block_by_block_is_saved_unjudged_and_said_to_be(

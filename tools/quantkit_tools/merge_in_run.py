@@ -3,7 +3,7 @@
 The finished adapter lies in the run's last checkpoint, which goes when the artifact stands: a run that dies in between goes on
 from there. Folding in the model that is in memory anyway is simpler and needs all of it in float32, often more than training
 took. That way is left to what the files do not tell: a base that changed when training began (PiSSA), layers of a format that
-is not decoded here, and `requantized`, which rounds blocks of a whole model.
+is not decoded here, a method with a `post_train_merge` of its own, and `requantized`, which rounds blocks of a whole model.
 """
 
 import gc
@@ -134,6 +134,9 @@ def prepare_fold(run: RunPlan, adapter: Path, methods: Methods) -> "PreparedMerg
     if run.merge_policy == "requantized":
         return None
     original = run.merge_policy == "base"
+    if not original and not methods.folds_exactly(run.plan.method):
+        console.say(f"{run.plan.method} folds adapters in by a hook of its own: in memory, with the whole model in float32")
+        return None
     base = run.config.model_name_or_path if original else run.base
     revision = run.config.revision if original else run.revision
     try:
