@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.data.findings import Findings, RowError, normalised, shown
+from quantkit.data.fit import require_fit
 from quantkit.data.sources import Rows
 from quantkit.data.tasks import NO_ANSWER, DatasetInfo
 from quantkit.data.turns import Message, Turns, chat_turns, content_text
@@ -207,9 +208,10 @@ def to_conversations(
     `system_prompt=""` means none. With `findings`, unusable rows are left out and collected there.
 
     Raises:
-        UsageError: the columns make no kind, or (without `findings`) a row cannot be used.
+        UsageError: the columns make no kind, most answers do not fit the task, or (without `findings`) a row cannot be used.
     """
-    kind = kind_of(dict.fromkeys(column for row in rows.rows for column in row), rows.source, task)
+    columns = list(dict.fromkeys(column for row in rows.rows for column in row))
+    kind = kind_of(columns, rows.source, task)
     found = findings or Findings(rows.place)
     system = (task.system_prompt if task else "") if system_prompt is None else system_prompt
     result = []
@@ -220,6 +222,8 @@ def to_conversations(
             found.bad(number, error)
     if findings is None:
         found.settle("error")
+    if task is not None:
+        require_fit(task, result, columns, source=rows.source, place=rows.place)
     return result
 
 

@@ -1,8 +1,8 @@
 """Is there anything wrong with what the rows say, whatever the model?
 
-Rows that cannot be used, rows said twice, evaluation rows that are trained on, answers that are all one, turns out of order,
-tokens of the tokenizer written out in text. Two questions are the same when they differ in case and spaces only, and nearly
-the same when they differ in punctuation too; numbers and signs are kept: 3+4 is not 3-4.
+Rows that cannot be used, rows said twice, evaluation rows that are trained on, answers that are all one or not what a built-in
+data set asks for, turns out of order, tokens of the tokenizer written out in text. Two questions are the same when they differ
+in case and spaces only, and nearly the same when they differ in punctuation too; numbers and signs are kept: 3+4 is not 3-4.
 """
 
 import re
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 from quantkit.data.findings import CUT_OFF, normalised, shown
+from quantkit.data.fit import RULES, judged
 from quantkit.data.prepare import ReadSet
 from quantkit.data.schemas import Conversation
 from quantkit.preflight.finding import Finding, of_all
@@ -21,6 +22,8 @@ PUNCTUATION = re.compile(r"[\s\"'“”‘’´`?;…()\[\]–—]+|[.,:!](?!\d)
 FEWEST_ANSWERS = 10
 """Answers below which it means nothing that all are the same."""
 NEARLY_ALL = 0.9
+MANY_UNLIKE = 0.1
+"""Share of answers that a data set does not ask for beyond which its name may be the wrong one."""
 
 
 def loose(text: str) -> str:
@@ -110,6 +113,20 @@ def one_answer(look: Look) -> Iterator[Finding]:
         yield Finding("error" if count == total else "warning", "one answer", found, advice)
 
 
+def unlike_task(look: Look) -> Iterator[Finding]:
+    """Answers that are hardly what the built-in data set asks for, where they are too few or too like to be refused."""
+    for label, part in look.sets:
+        if part.ref.task is None:
+            continue
+        name, columns = part.ref.task.name, {column for row in part.rows.rows for column in row}
+        fits = [fit == "fits" for _, fit in judged(part.ref.task, part.conversations, columns)]
+        if fits.count(False) > MANY_UNLIKE * len(fits):
+            first = fits.index(False)
+            found = f"{label}{of_all(fits.count(False), len(fits), 'answers')} are hardly what {name} asks for"
+            found += f" ({RULES[name][0]}); first {place(part, first)}: {shown(part.conversations[first].response)}"
+            yield Finding("warning", "task", found, f"if these rows are no {name} rows, leave the name before the file out")
+
+
 def turns(look: Look) -> Iterator[Finding]:
     """Turns that follow one of the same role, and questions after the last answer."""
     for label, part in look.sets:
@@ -161,4 +178,4 @@ def _inner(text: str, look: Look) -> str:
     return text.strip().removeprefix(look.chat.bos).removesuffix(str(look.tokenizer.eos_token))
 
 
-CHECKS = (unusable, repeated, overlapping, one_answer, turns, written_tokens)
+CHECKS = (unusable, repeated, overlapping, one_answer, unlike_task, turns, written_tokens)
