@@ -226,6 +226,7 @@ def test_hub_names_are_evaluated_on_their_own_split(tokenizer: Any, monkeypatch:
         asked.append(split)
         return rows
 
+    monkeypatch.setattr("quantkit.hub._found", [""])
     monkeypatch.setattr(datasets, "load_dataset", load)
     data = prepared(tokenizer, "boolq", eval_dataset="boolq")
     assert asked == ["train", "validation"]
