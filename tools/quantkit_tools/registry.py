@@ -12,7 +12,7 @@ from typing import NoReturn
 from quantkit import console
 from quantkit.console import Column, format_bytes
 from quantkit.errors import UsageError, VerificationError, did_you_mean
-from quantkit.methods import installed_methods
+from quantkit.methods import Methods, installed_methods
 from quantkit_registry.detect import Detection, detect
 from quantkit_registry.forest import forest
 from quantkit_registry.lineage import lineage
@@ -188,9 +188,8 @@ def _lineage(flags: Namespace, registry: Registry) -> int:
 
 
 def _detect(flags: Namespace, registry: Registry) -> int:
-    claims = installed_methods().claims()
-    method = installed_methods().info(flags.method).name if flags.method else None
-    found = [detect(_known(registry, path), claims=claims, explicit=method, revision=flags.revision) for path in flags.paths]
+    methods = installed_methods()
+    found = [detect_named(registry, path, methods, method=flags.method, revision=flags.revision) for path in flags.paths]
     if flags.json:
         console.emit_json({"detections": [item.to_dict() for item in found]})
         return 0
@@ -199,6 +198,14 @@ def _detect(flags: Namespace, registry: Registry) -> int:
         console.table(item.path, ["", ""], rows)
         console.table("On whose word", ["source", "statement"], [list(pair) for pair in item.evidence])
     return 0
+
+
+def detect_named(
+    registry: Registry, path: str, methods: Methods, *, method: str | None = None, revision: str | None = None
+) -> Detection:
+    """Detect what a path, an artifact's name or a hub id means; `method` is the user's own choice, raises as `detect` does."""
+    explicit = methods.info(method).name if method else None
+    return detect(_known(registry, path), claims=methods.claims(), explicit=explicit, revision=revision)
 
 
 def _known(registry: Registry, path: str) -> str:

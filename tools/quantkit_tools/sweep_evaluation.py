@@ -5,8 +5,6 @@ share it. The flags of the section `evaluate` are checked, and its rows read, be
 """
 
 import subprocess
-import sys
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -17,6 +15,7 @@ from quantkit.sweeping import BASE, Sweep
 from quantkit_tools.evaluate import Flags, tasks_of
 from quantkit_tools.sweep_planning import SweepPlan
 from quantkit_tools.sweep_running import Outcome
+from quantkit_tools.verb_process import command_line, words_of
 
 OF_THE_SWEEP = (
     *("paths", "registry", "method", "base", "device", "trust_remote_code", "pending", "dry_run", "json"),
@@ -49,7 +48,7 @@ def evaluation_words(sweep: Sweep) -> list[str] | None:
         tasks_of(Flags(paths=(), **settings), None)
     except QuantkitError as error:
         raise UsageError(f"{where}: {error}") from None
-    return _words(settings)
+    return words_of(settings)
 
 
 def evaluate(plan: SweepPlan, outcome: Outcome, words: list[str], *, json: bool) -> int:
@@ -60,7 +59,7 @@ def evaluate(plan: SweepPlan, outcome: Outcome, words: list[str], *, json: bool)
     config = plan.steps[0].config
     more = ["--registry", str(plan.root), "--device", config.device]
     more += ["--trust-remote-code"] if config.trust_remote_code else []
-    command = [sys.executable, "-P", "-m", "quantkit_tools.cli", "evaluate", *wanted, "--pending", *more, *words]
+    command = command_line(["evaluate", *wanted, "--pending", *more, *words])
     console.say(f"evaluating {len(wanted)} artifacts")
     try:
         if json:
@@ -78,16 +77,3 @@ def report(plan: SweepPlan, outcome: Outcome) -> str:
     page = plan.root / PAGE
     main([*wanted, "--registry", str(plan.root), "--html", str(page), "--overwrite"])
     return str(page)
-
-
-def _words(settings: Mapping[str, Any]) -> list[str]:
-    words: list[str] = []
-    for name, value in settings.items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is True:
-            words.append(flag)
-        elif isinstance(value, tuple | list):
-            words += [flag, *map(str, value)] if value else []
-        elif value not in (None, False):
-            words += [flag, str(value)]
-    return words

@@ -9,7 +9,6 @@ thing beside it.
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from quantkit.locks import Lock
 from quantkit_tools.sweep_commands import command_of
 from quantkit_tools.sweep_journal import Journal, Standing
 from quantkit_tools.sweep_planning import Step, SweepPlan
+from quantkit_tools.verb_process import command_line, why_ended
 
 LOOK_EVERY_S = 0.2
 MARKED = 3
@@ -116,7 +116,7 @@ class Runner:
         console.say(f"[{len(self._plan.steps) - len(self._waiting)}/{len(self._plan.steps)}] {step.kind} {step.name}")
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "quantkit_tools.cli", *command_of(self._plan, step)],
+                command_line(command_of(self._plan, step)),
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -165,13 +165,7 @@ class Runner:
 def _error_of(log: Path, code: int) -> str:
     """Return the one line of a log that says why its process failed; where there is none, how it ended."""
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    said = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")
-    if said:
-        return said
-    if code < 0:
-        return f"its process was ended by {signal.Signals(-code).name} (killed, or out of memory)"
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
-    return f"exit code {code}: {last[:200]}"
+    return why_ended(lines, code)
 
 
 def _environment(workers: int) -> Mapping[str, str]:

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 from quantkit import console
 from quantkit.config import RunConfig
@@ -29,7 +30,12 @@ def main(arguments: list[str]) -> int:
 
 
 def run(config: RunConfig, *, dry_run: bool = False, json: bool = False) -> int:
-    """Carry out one run and return the exit code; the script and the verb both call this.
+    """Carry out one run and return the exit code; the script and the verb both call this, and it raises as `carry_out` does."""
+    return carry_out(config, dry_run=dry_run, json=json)[0]
+
+
+def carry_out(config: RunConfig, *, dry_run: bool = False, json: bool = False) -> tuple[int, Path]:
+    """Carry out one run; return the exit code and the folder of its artifact, which is there after 0, and marked after 3.
 
     Raises:
         QuantkitError: what is wrong with settings, data, model or result; nothing half-written is left.
@@ -38,7 +44,7 @@ def run(config: RunConfig, *, dry_run: bool = False, json: bool = False) -> int:
         return _run(config, processes, held, dry_run=dry_run, json=json)
 
 
-def _run(config: RunConfig, processes: Processes, held: ExitStack, *, dry_run: bool, json: bool) -> int:
+def _run(config: RunConfig, processes: Processes, held: ExitStack, *, dry_run: bool, json: bool) -> tuple[int, Path]:
     if processes.split_by_launcher:
         config = config.with_changes(sharding="fsdp2")
     methods, memory = installed_methods(), MemoryLog()
@@ -48,7 +54,7 @@ def _run(config: RunConfig, processes: Processes, held: ExitStack, *, dry_run: b
         expected = show_outlook(plan)
         if json:
             console.emit_json(plan.to_dict() | {"forecast": expected})
-        return 0
+        return 0, plan.target
     if processes.first:
         held.enter_context(making(plan.target, overwrite=config.overwrite))
     tokenizer = stages.load_tokenizer(plan)
@@ -72,10 +78,10 @@ def _run(config: RunConfig, processes: Processes, held: ExitStack, *, dry_run: b
             console.say(
                 f"interrupted after step {result.steps} of {result.total_steps}; go on with resume_from_checkpoint=true"
             )
-            return processes.end(INTERRUPTED) if processes.first else processes.follow()
+            return processes.end(INTERRUPTED) if processes.first else processes.follow(), plan.target
     if not processes.first:
         del model
-        return processes.follow()
+        return processes.follow(), plan.target
     if plan.merges and data is not None and result is not None:
         ending = RunEnd(plan, data, rows, result, tokenizer, memory, methods)
         models = [model]
@@ -90,7 +96,7 @@ def _run(config: RunConfig, processes: Processes, held: ExitStack, *, dry_run: b
     code = report_gate(written) if plan.merges else 0
     if json:
         console.emit_json({"artifact": str(plan.target), "name": plan.name})
-    return processes.end(code)
+    return processes.end(code), plan.target
 
 
 if __name__ == "__main__":
