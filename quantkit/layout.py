@@ -170,6 +170,15 @@ def format_bytes(n: int) -> str:
     return f"{n} B"
 
 
+def counted(n: int, one: str, many: str = "") -> str:
+    """Return a number with its noun; the plural is `one` with an s unless it is given.
+
+    >>> counted(1, "step"), counted(1200, "step"), counted(0, "batch", "batches")
+    ('1 step', '1,200 steps', '0 batches')
+    """
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration with the digits that matter.
 

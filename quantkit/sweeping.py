@@ -154,8 +154,9 @@ def _or_empty(section: Any, empty: Any) -> Any:
 def _values(path: Path, key: str, values: Any) -> tuple[Any, ...]:
     where, name = f"{path}: vary.{key}", canonical(key)
     if name in OF_THE_SWEEP or name in TRANSLATED:
-        other = TRANSLATED.get(name)
+        other = f"{MERGE}: [{KEPT}, …]" if name == "merge_after_train" else TRANSLATED.get(name)
         advice = f"vary {other} instead" if other else "it is the same for all runs; set it in base"
+        advice += f", where {KEPT} is an adapter that is not merged" if name == "merge_after_train" else ""
         raise UsageError(f"{where}: cannot be varied; {advice}")
     if name not in SETTINGS:
         raise UsageError(

@@ -77,6 +77,10 @@ def test_exclusions_leave_out_what_agrees_in_all_their_settings(tmp_path: Path) 
         ({"vary": {"seed": []}}, "vary.seed: [] is no list of values"),
         ({"vary": {"merge": ["dequantised"]}}, "'dequantised' is none of kept, dequantized, base, requantized. Did you mean"),
         ({"vary": {"output_dir": ["a"]}}, "vary.output_dir: cannot be varied; it is the same for all runs"),
+        (
+            {"vary": {"merge_after_train": [True, False]}},
+            "vary.merge_after_train: cannot be varied; vary merge: [kept, …] instead, where kept is an adapter that is not",
+        ),
         ({"vary": {"quant_bits": [4, 8]}}, "vary.quant_bits: cannot be varied; vary quant_method instead"),
         ({"vary": {"quant_method": [{"group_size": 64}]}}, "does not set quant_method"),
         ({"vary": {"seed": [-1]}}, "s.json: seed -1: seed is -1; it must be between 0"),

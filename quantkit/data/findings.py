@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from quantkit.errors import UsageError
+from quantkit.layout import counted
 
 OnBadRows = Literal["error", "drop"]
 CUT_OFF = "response cut off by max_length"
@@ -118,7 +119,7 @@ class Findings:
         """
         if self.dropped and on_bad_rows == "error":
             more = self.dropped.total() - 1
-            others = f" ({more} more unusable row{'s' * (more > 1)})" if more else ""
+            others = f" ({counted(more, 'more unusable row')})" if more else ""
             remedy = "Raise max_length, correct the data" if CUT_OFF in self.dropped else "Correct the data"
             raise UsageError(f"{self.first_bad}{others}. {remedy} or set on_bad_rows='drop' to leave such rows out")
 

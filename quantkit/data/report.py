@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from quantkit.data.encode import EncodedRow
+from quantkit.layout import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +75,10 @@ class DataReport:
             f"learnt tokens per row: least {counts.minimum}, p1 {counts.p1}, median {counts.median};"
             f" {counts.total:,} of {self.tokens:,} tokens, longest row {self.longest}",
         ]
-        lines += [f"left out: {count} rows, {reason}" for reason, count in self.dropped.items()]
+        lines += [f"left out: {counted(count, 'row')}, {reason}" for reason, count in self.dropped.items()]
         lines += [f"converted: {line}" for line in self.conversions]
         if self.truncated:
-            lines.append(f"cut to max_length: {self.truncated} rows, which lose the end of their response")
+            lines.append(f"cut to max_length: {counted(self.truncated, 'row')}, losing the end of the response")
         if self.duplicates:
             lines.append(f"duplicates: rows that repeat an earlier one: {self.duplicates}")
         if self.evaluation:

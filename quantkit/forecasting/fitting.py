@@ -64,6 +64,24 @@ def fits(
             return
 
 
+def least(shape: ModelShape, start: RunSettings, plans: Sequence[QuantizationPlan], constants: Constants) -> Fit:
+    """Return the smallest of all settings that `fits` tries, for where none fits."""
+    tried: list[Forecast] = []
+
+    def never(forecast: Forecast) -> bool:
+        tried.append(forecast)
+        return False
+
+    *_, smallest = _shrunk(start)
+    for plan in plans:
+        for step in _lighter(
+            smallest.with_changes(plan=plan.with_changes(adapter=smallest.adapter), optim=_optim(start, plan))
+        ):
+            settle(shape, step, constants, never)
+    found = min(tried, key=lambda forecast: forecast.peak_bytes)
+    return Fit(found, given_up(start, found.settings))
+
+
 def _shrunk(start: RunSettings) -> Iterator[RunSettings]:
     """Yield the settings with ever smaller ranks, then with ever shorter rows."""
     length = start.length

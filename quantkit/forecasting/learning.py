@@ -20,6 +20,7 @@ from quantkit.errors import UsageError
 from quantkit.files import read_json, write_json
 from quantkit.forecasting.constants import CONSTANTS, Constants
 from quantkit.forecasting.measured import Measured, of_device
+from quantkit.layout import counted
 from quantkit.spec import read_fields
 
 FILE = "forecast_calibration.json"
@@ -56,7 +57,7 @@ def fit(found: Sequence[Measured], device: str, *, start: Constants = CONSTANTS,
     ratios = [_held(run) / expected(run, _most_likely([*runs[:at], *runs[at + 1 :]], start)) for at, run in enumerate(runs)]
     low, high, coverage = interval([*ratios, *_believed(start, len(runs))])
     before = max(ENOUGH - len(runs), 0) and start.runs
-    here = f"{len(runs)} run{'s' * (len(runs) > 1)} on this machine, {datetime.now(UTC).date().isoformat()}"
+    here = f"{counted(len(runs), 'run')} on this machine, {datetime.now(UTC).date().isoformat()}"
     return fitted.with_changes(
         low=low,
         high=high,

@@ -7,6 +7,7 @@ from typing import Any
 from quantkit.config import RunConfig
 from quantkit.data.prepare import ReadData
 from quantkit.data.report import DataReport
+from quantkit.layout import counted
 from quantkit.preflight import rows, scripts, template, tokens
 from quantkit.preflight.finding import SEVERITIES, Finding, Severity, ordered
 from quantkit.preflight.look import Look, ModelFacts
@@ -39,7 +40,7 @@ class Preflight:
     def verdict(self) -> str:
         """Return the outcome in one line."""
         errors, warnings = len(self.of("error")), len(self.of("warning"))
-        counts = f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
+        counts = f"{counted(errors, 'error')}, {counted(warnings, 'warning')}"
         if errors:
             return f"{counts}: training on this would not teach what was meant"
         return f"{counts}: look at them before training" if warnings else "nothing stands against training on this"

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from quantkit.data.packing import packs
+from quantkit.layout import counted
 from quantkit.preflight.finding import Finding, Severity, of_all
 from quantkit.preflight.look import Look, place, texts_of
 
@@ -127,8 +128,8 @@ def packed(look: Look) -> Iterator[Finding]:
     made = packs(lengths, look.config.max_length)
     full = sum(lengths) / (len(made) * look.config.max_length)
     batch = look.config.per_device_train_batch_size * look.config.gradient_accumulation_steps
-    found = f"{len(lengths):,} rows make {len(made):,} packs of up to {look.config.max_length:,} tokens, {full:.0%} full: about"
-    found += f" {max(1, -(-len(made) // batch)):,} steps of {batch} packs per epoch"
+    found = f"{counted(len(lengths), 'row')} make {counted(len(made), 'pack')} of up to {look.config.max_length:,} tokens,"
+    found += f" {full:.0%} full: about {counted(max(1, -(-len(made) // batch)), 'step')} of {counted(batch, 'pack')} per epoch"
     advice = "rows stay whole and see themselves only; this is tried on the model once it is loaded, and packing is off if not"
     yield Finding("note", "packing", found, advice)
 

@@ -15,6 +15,7 @@ from quantkit.console import say, warn
 from quantkit.errors import QuantkitError, UsageError, VerificationError, WriteError
 from quantkit.files import read_json, remove_folder, remove_leftovers, verify_manifest
 from quantkit.files.renaming import rename_new
+from quantkit.layout import counted
 from quantkit.spec import read_fields
 
 FACTS = "quantkit_training.json"
@@ -158,7 +159,7 @@ def _newest_whole(there: list[Path], *, say_so: bool) -> Path:
             lost = max(map(_steps_in, there)) - step_of(path)
             for broken, fault in zip(there, faults, strict=False):
                 warn(f"skipped a checkpoint that is not whole: {fault}; it is now {_aside(broken).name}")
-            say(f"going on from {path}" + (f"; {lost} steps are lost and done again" if lost else ""))
+            say(f"going on from {path}" + (f"; {counted(lost, 'step')} lost, done again" if lost else ""))
         return path
     raise VerificationError(
         f"{there[0].parent}: no checkpoint is whole: {' | '.join(faults)}. To start again, remove the folder"

@@ -11,6 +11,7 @@ from typing import Any
 
 from quantkit.adapters import is_up_projection
 from quantkit.errors import QuantkitError, VerificationError
+from quantkit.layout import counted
 
 
 class NotFiniteError(QuantkitError):
@@ -63,11 +64,11 @@ def check_learned(model: Any, *, steps: int) -> None:
     weights = _trainable(model)
     broken = [name for name, parameter in weights if not _finite(parameter)]
     if broken:
-        raise VerificationError(f"after {steps} steps {_some(broken)} hold non-finite values; nothing is saved")
+        raise VerificationError(f"after {counted(steps, 'step')} {_some(broken)} hold non-finite values; nothing is saved")
     starting = [(name, parameter) for name, parameter in weights if is_up_projection(name)]
     if starting and not any(bool(parameter.any()) for _, parameter in starting):
         raise VerificationError(
-            f"after {steps} steps all {len(starting)} adapters are still zero: the model is the base."
+            f"after {counted(steps, 'step')} all {len(starting)} adapters are still zero: the model is the base."
             " Train more steps than warm-up has, or raise learning_rate"
         )
 

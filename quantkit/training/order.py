@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.console import say
 from quantkit.data.encode import IGNORED, EncodedRow
 from quantkit.data.packing import packs
+from quantkit.layout import counted
 
 if TYPE_CHECKING:
     from quantkit.config import RunConfig
@@ -100,7 +101,8 @@ def fillers(items: Sequence[list[Any]], count: int, *, own_loss: bool = False, n
     """
     if own_loss and count:
         if notice:
-            say(f"{count} rows stand twice in an epoch, so that all processes have as many: this model has a loss of its own")
+            twice = f"{counted(count, 'row')} repeated in an epoch"
+            say(f"{twice}, so that all processes have as many: this model has a loss of its own")
         return [items[number % len(items)] for number in range(count)]
     row = items[0][0]
     return [[replace(row, input_ids=row.input_ids[:2], labels=[IGNORED, IGNORED])]] * count

@@ -65,7 +65,11 @@ def _detected(artifact: Artifact, claims: Mapping[str, str]) -> Check:
 
 def _name(artifact: Artifact, record: ArtifactRecord) -> Check:
     if artifact.name != record.name:
-        return Check("name", "failed", f"the folder is called {artifact.name}, the record says {record.name}")
+        there = (artifact.path.parent / record.name).exists()
+        advice = (
+            "that is beside it: remove one of the two, or move one elsewhere" if there else f"rename it back to {record.name}"
+        )
+        return Check("name", "failed", f"the folder is called {artifact.name}, the record says {record.name}; {advice}")
     try:
         faults = name_contradictions(record)
     except QuantkitError as error:

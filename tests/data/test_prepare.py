@@ -101,7 +101,7 @@ def test_bad_rows_stop_the_run_with_one_line_or_are_dropped_and_counted(tokenize
     if len(rows) > 1:
         report = prepared(tokenizer, path, on_bad_rows="drop").report
         assert (report.rows_read, report.rows_used, sum(report.dropped.values())) == (2, 1, 1)
-        assert any(line.startswith("left out: 1 rows, ") for line in report.lines())
+        assert any(line.startswith("left out: 1 row, ") for line in report.lines())
     else:
         with pytest.raises(UsageError, match=f"none of 1 rows can be used; the first: .*{message}"):
             prepared(tokenizer, path, on_bad_rows="drop")
@@ -149,7 +149,7 @@ def test_long_rows_are_cut_on_the_right_and_counted(tokenizer: Any, write: Write
     assert data.report.truncated == 1
     assert data.report.longest == len(data.train[1].input_ids) == 64
     assert data.train[1].labels[-1] not in (-100, tokenizer.eos_token_id)
-    assert "cut to max_length: 1 rows, which lose the end of their response" in data.report.lines()
+    assert "cut to max_length: 1 row, losing the end of the response" in data.report.lines()
 
 
 def test_an_impossible_max_length_is_refused(tokenizer: Any, write: Write) -> None:

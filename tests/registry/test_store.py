@@ -218,7 +218,11 @@ def test_verification_finds_changed_files_weights_names_and_bases(tmp_path: Path
     samples.bnb4(path)
     assert outcomes(registry, MODEL)["weights"].outcome == "failed"
     path.rename(root / "Other-base")
-    assert "the folder is called Other-base" in outcomes(registry, "Other-base")["name"].detail
+    detail = outcomes(registry, "Other-base")["name"].detail
+    assert detail.startswith("the folder is called Other-base")
+    assert detail.endswith(f"the record says {MODEL}; rename it back to {MODEL}")
+    (root / MODEL).mkdir()
+    assert "that is beside it: remove one of the two" in outcomes(registry, "Other-base")["name"].detail
 
 
 def test_a_name_that_the_record_does_not_bear_out_fails(tmp_path: Path) -> None:

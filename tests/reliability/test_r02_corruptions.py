@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_ends_as_if_it_had_not_been_da
         held += (
             "skipped a checkpoint that is not whole" in err
             and re.search(said, err) is not None
-            and "2 steps are lost and done again" in out
+            and "2 steps lost, done again" in out
             and result.resumed_from == GOOD
             and result.losses == whole.losses
             and equal(trained(model), trained(straight))

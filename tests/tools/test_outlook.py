@@ -47,8 +47,9 @@ def test_a_rate_that_is_known_tells_the_time_of_a_step_and_of_the_run(
     monkeypatch.setattr(outlook, "earlier_rate", lambda _: Rate(1e9, "a rate of the test"))
     code, out, _ = quantkit("train", *settings, "--max-length", 128, "--dry-run")
     assert code == 0
-    assert "time expected: " in out
-    assert "(a rate of the test)" in out
+    assert "time expected: at most " in out
+    assert " a step" in out
+    assert ", if all rows are so long (a rate of the test)" in out
 
 
 def test_a_snapshot_trains_nothing_and_expects_nothing(tiny_model: Any, quantkit: Any) -> None:

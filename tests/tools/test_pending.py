@@ -85,6 +85,17 @@ def test_what_is_pending_is_listed_with_the_reason_and_nothing_is_written(artifa
     assert not (artifacts / "results").exists()
 
 
+def test_a_folder_without_artifacts_is_named(tmp_path: Path, quantkit: Any) -> None:
+    nowhere = tmp_path / "nowhere"
+    for more in ([], ["--dry-run"]):
+        code, out, _ = quantkit("evaluate", "--pending", "--registry", nowhere, *more)
+        assert code == 0
+        assert f"{nowhere}: no artifacts of ours are here, so nothing is to be evaluated\n" in out
+    code, out, err = quantkit("evaluate", "--pending", "--registry", nowhere, "--json")
+    assert (code, json.loads(out)["artifacts"]) == (0, [])
+    assert "no artifacts of ours are here" in err
+
+
 def test_after_kill_9_in_the_middle_nothing_is_lost_and_nothing_is_done_twice(tiny_model: Path, tmp_path: Path) -> None:
     root = tmp_path / "artifacts"
     snapshot(tiny_model, root, "One-base")

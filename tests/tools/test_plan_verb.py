@@ -42,8 +42,8 @@ def seventy(tmp_path):
     return str(file)
 
 
-def answered(capsys, *arguments):
-    assert main([*arguments, "--json"]) == 0
+def answered(capsys, *arguments, code=0):
+    assert main([*arguments, "--json"]) == code
     return json.loads(capsys.readouterr().out)
 
 
@@ -183,7 +183,27 @@ def test_the_command_for_several_gpus_starts_as_many_processes_as_share_the_run(
 
 def test_where_nothing_fits_the_exit_code_is_3_and_nothing_is_made_up(capsys):
     assert main(["llama-2-70b-hf", "--fit", "4GiB", "--device", "cuda"]) == 3
-    assert "nothing fits into 4.00 GiB" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "nothing fits into 4.00 GiB" in printed
+    assert " --lora-r 4 " in printed.split("the least that was tried takes ")[1]
+    flags = ["llama-3.2-3b", "--quant-method", "QLORA", "--device", "cuda", "--fit"]
+    data = answered(capsys, *flags, "2GiB", code=3)
+    assert data["fits"] == []
+    least = data["least"]["forecast"]
+    assert 2 * GIB < least["peak_bytes"] < data["asked"]["peak_bytes"]
+    assert least["settings"]["length"] == 128
+    roomy = answered(capsys, *flags, f"{1.02 * least['peak_bytes'] / GIB:.2f}GiB")
+    assert roomy["fits"]
+    assert roomy["least"] is None
+
+
+def test_a_plan_for_a_cpu_says_that_training_chooses_its_arithmetic_as_the_dry_run_does(capsys):
+    flags = ["llama-3.2-3b", "--quant-method", "NoQuant", "--device"]
+    assert main([*flags, "cpu"]) == 0
+    assert "computing in the faster of bfloat16 and float32 (counted: bfloat16) on cpu" in capsys.readouterr().out
+    for chosen in (["cpu", "--compute-dtype", "float32"], ["cuda"]):
+        assert main([*flags, *chosen]) == 0
+        assert "the faster of" not in capsys.readouterr().out
 
 
 def test_each_of_several_gpus_is_named(capsys):

@@ -110,3 +110,26 @@ def test_emitted_commands_are_one_line_per_job(write_sweep: Any, quantkit: Any) 
     code, out, _ = quantkit("sweep", write_sweep(vary={"seed": [1, 2]}), "--emit", "commands")
     assert code == 0
     assert [line.split()[:2] for line in out.splitlines()] == [["quantkit", "train"]] * 2
+
+
+def theirs(step: Any) -> None:
+    """Put a folder that is not ours where a step is to write."""
+    step.target.mkdir(parents=True, exist_ok=True)
+    (step.target / "config.json").write_text("{}")
+
+
+def test_nothing_is_emitted_that_another_artifact_is_in_the_way_of(write_sweep: Any, quantkit: Any) -> None:
+    path = write_sweep(vary={"seed": [1, 2], "merge": ["kept", "base"]})
+    first, merge, *_ = planned(path).steps
+    theirs(first)
+    code, out, err = quantkit("sweep", path, "--emit", "commands")
+    assert code == 0
+    assert "1 in the way: remove the artifact" in err
+    assert len(out.splitlines()) == 1
+    assert first.name not in out
+    assert merge.name not in out
+    for step in planned(path).steps:
+        theirs(step)
+    code, out, err = quantkit("sweep", path, "--emit", "slurm")
+    assert (code, out) == (0, "")
+    assert "nothing can run; " in err

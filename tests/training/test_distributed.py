@@ -199,4 +199,4 @@ def test_fillers_teach_nothing_unless_the_model_has_a_loss_of_its_own(data: Any,
     assert [[row.supervised for row in item] for item in fillers(items, 3)] == [[0], [0], [0]]
     assert capsys.readouterr().out == ""
     assert fillers(items, 3, own_loss=True) == [items[0], items[1], items[0]]
-    assert "3 rows stand twice in an epoch" in capsys.readouterr().out
+    assert "3 rows repeated in an epoch" in capsys.readouterr().out

@@ -230,7 +230,7 @@ def test_settings_that_do_not_fit_are_refused(  # noqa: PLR0917
 
 
 def test_adapters_that_learnt_nothing_are_refused(tiny_model: Path, data: Any, tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(VerificationError, match="after 1 steps all 28 adapters are still zero"):
+    with pytest.raises(VerificationError, match="after 1 step all 28 adapters are still zero"):
         run(adapted(tiny_model), data, config(max_steps=1, warmup_steps=1), tokenizer, tmp_path)
 
 

@@ -13,6 +13,7 @@ from quantkit import console
 from quantkit.environment import describe_environment
 from quantkit.errors import UsageError, VerificationError
 from quantkit.files import refuse_existing, sha256_of
+from quantkit.layout import counted
 from quantkit.methods import Methods, installed_methods, require_usable
 from quantkit.modeling import ModelSource
 from quantkit.plan import AdapterPlan, PlanContext, QuantizationPlan
@@ -207,8 +208,8 @@ def adopt(adoption: Adoption, methods: Methods) -> dict[str, Any]:
         raise VerificationError(f"{adoption.folder}: the adapter changes no logit of {adoption.base}; it was never trained")
     gain = reference.base.loss - reference.adapter.loss
     console.say(
-        f"on {len(rows.rows)} rows of {rows.source}: loss {reference.base.loss:.4g} on the base, {reference.adapter.loss:.4g}"
-        f" with the adapter; logits change by up to {change:.3g}"
+        f"on {counted(len(rows.rows), 'row')} of {rows.source}: loss {reference.base.loss:.4g} on the base,"
+        f" {reference.adapter.loss:.4g} with the adapter; logits change by up to {change:.3g}"
     )
     if config.data is not None and gain <= 0:
         console.warn(f"the adapter does not help on {config.data}: is the stated recipe the one it was trained with?")

@@ -15,6 +15,7 @@ import tyro
 from quantkit import console
 from quantkit.console import Column
 from quantkit.errors import UsageError, VerificationError
+from quantkit.layout import counted
 from quantkit_tools.small_flags import read_small_flags
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> int:
     readings = read_paths([Path(path).expanduser() for path in flags.paths])
     results = [reading for reading in readings if reading.kind != OTHER]
     if not results:
-        raise UsageError(f"{', '.join(flags.paths)}: no result file in it ({len(readings)} files looked at)")
+        raise UsageError(f"{', '.join(flags.paths)}: no result file in it ({counted(len(readings), 'file')} looked at)")
     audit = judged(results)
     unreadable = [fault for reading in results for fault in reading.faults]
     counts = Counter(finding.severity for finding in audit.findings)
@@ -98,7 +99,7 @@ def show(readings: Sequence["Reading"], audit: "Audit", *, skipped: int) -> None
         Column("models", "right"),
         Column("numbers", "right"),
     ]
-    console.table("Results read", columns, rows, caption=f"{skipped} other files passed by" if skipped else "")
+    console.table("Results read", columns, rows, caption=f"{counted(skipped, 'other file')} passed by" if skipped else "")
     for reading in readings:
         if reading.understood:
             console.say(_names_taken(reading))

@@ -50,6 +50,8 @@ def evaluate_pending(flags: Flags) -> int:
     """
     _refuse_explicit(flags)
     work = Work(flags)
+    if not work.artifacts:
+        console.say(f"{work.registry.root.absolute()}: no artifacts of ours are here, so nothing is to be evaluated")
     check_baseline(flags.baseline, [str(artifact.path) for artifact in work.artifacts])
     if flags.dry_run:
         _announce(work)

@@ -11,6 +11,7 @@ from quantkit import console
 from quantkit.calibrating import CalibrationSettings, read_training_rows, split_texts
 from quantkit.calibration import Calibration
 from quantkit.errors import UsageError
+from quantkit.layout import counted
 from quantkit.merging.report import ReportRows, choose_rows
 from quantkit_tools.adopt_rows import rows_of
 from quantkit_tools.merge_planning import MergeJob
@@ -36,8 +37,9 @@ def texts_of(job: MergeJob, tokenizer: Any) -> tuple[ReportRows, Calibration | N
         rows = choose_rows(trained, seed=config.seed)
     else:
         rows = rows_of(job.into, job.into_revision, None, tokenizer)
-    what = "held-out rows" if rows.held_out else "rows it was trained on (--data names held-out ones)"
-    console.say(f"compared on: {len(rows.rows)} {what} of {rows.source}")
+    many = counted(len(rows.rows), "held-out row" if rows.held_out else "row")
+    what = many if rows.held_out else f"{many} it was trained on (--data names held-out ones)"
+    console.say(f"compared on: {what} of {rows.source}")
     if job.policy != "requantized":
         return rows, None
     source = trained if _calibrates_on_training(job) else _read(job, str(config.calib), tokenizer)
@@ -52,7 +54,7 @@ def texts_of(job: MergeJob, tokenizer: Any) -> tuple[ReportRows, Calibration | N
     named = f"training rows of {source.report.source}" if _calibrates_on_training(job) else source.report.source
     found = split_texts(replace(source, evaluation=list(rows.rows)), settings, source=named).calibration
     if found is not None:
-        console.say(f"rounds on: {len(found.rows)} rows, {found.tokens} tokens of {found.source}")
+        console.say(f"rounds on: {counted(len(found.rows), 'row')}, {found.tokens:,} tokens of {found.source}")
     return rows, found
 
 

@@ -7,6 +7,7 @@ refuses nothing. Reading the rows for it, the alternative, takes as long as the 
 from typing import Any
 
 from quantkit.console import format_duration, say, warn
+from quantkit.layout import counted
 from quantkit_tools.foresight import Foresight, advice, doubt, expected_text, foresee, recomputed_text, there_text
 from quantkit_tools.plan_time import earlier_rate
 from quantkit_tools.planning import RunPlan
@@ -42,6 +43,7 @@ def _step_s(found: Foresight) -> float | None:
     step_s, run_s = time.seconds_of(settings.processes if settings.strategy in ("ddp", "fsdp") else 1)
     if time.rate is None or step_s is None:
         return None
-    whole = f", {format_duration(run_s)} for {settings.steps:,} steps" if run_s is not None and settings.steps else ""
-    say(f"time expected: {format_duration(step_s)} a step{whole} ({time.rate.source})")
+    steps = counted(settings.steps or 0, "step")
+    whole = f", {format_duration(run_s)} for {steps}" if run_s is not None and settings.steps else ""
+    say(f"time expected: at most {format_duration(step_s)} a step{whole}, if all rows are so long ({time.rate.source})")
     return step_s

@@ -107,7 +107,8 @@ def _one(question: Asked, flags: PlanFlags) -> int:
     if flags.json:
         console.emit_json(forecast.to_dict() | {"time": time.to_dict(flags.processes), "remarks": list(question.remarks)})
         return 0
-    plan_show.show_run(forecast, time, remarks=question.remarks)
+    timed = forecast.settings.device == "cpu" and config.compute_dtype == "auto"
+    plan_show.show_run(forecast, time, remarks=question.remarks, timed=timed)
     for note in plan.notes:
         console.warn(note)
     return 0

@@ -6,7 +6,7 @@ from typing import Any
 from quantkit.console import Column, format_bytes, say, table, warn
 from quantkit.errors import QuantkitError
 from quantkit.forecasting.choice import least_recompute
-from quantkit.forecasting.fitting import PREFERENCES, Fit, Preference, fits, given_up
+from quantkit.forecasting.fitting import PREFERENCES, Fit, Preference, fits, given_up, least
 from quantkit.forecasting.forecast import Forecast
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.storage import UNPACKED
@@ -29,17 +29,21 @@ class FitResult:
     room_bytes: int
     wanted: Forecast
     fits: tuple[Fit, ...]
+    least: Fit | None = None
+    """The smallest settings that were tried; None where something fits."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
         return {
             "room_bytes": self.room_bytes,
             "asked": self.wanted.to_dict(),
-            "fits": [
-                {"command": command(fit), "given_up": list(fit.given_up), "forecast": fit.forecast.to_dict()}
-                for fit in self.fits
-            ],
+            "fits": [_described(fit) for fit in self.fits],
+            "least": None if self.least is None else _described(self.least),
         }
+
+
+def _described(fit: Fit) -> dict[str, Any]:
+    return {"command": command(fit), "given_up": list(fit.given_up), "forecast": fit.forecast.to_dict()}
 
 
 def fit_run(question: Asked, methods: Methods, room_bytes: int, *, prefer: Preference, chosen: bool) -> FitResult:
@@ -58,7 +62,9 @@ def fit_run(question: Asked, methods: Methods, room_bytes: int, *, prefer: Prefe
         if found:
             break
     whole = in_whole_batches(settings, found[0], room) if found else None
-    return FitResult(room_bytes, question.forecast(start, methods), (*found[:1], *([whole] if whole else []), *found[1:]))
+    smallest = None if found else least(question.shape, settings, plans, question.constants)
+    ways = (*found[:1], *([whole] if whole else []), *found[1:])
+    return FitResult(room_bytes, question.forecast(start, methods), ways, smallest)
 
 
 def in_whole_batches(start: RunSettings, best: Fit, room_bytes: int) -> Fit | None:
@@ -114,8 +120,9 @@ def show_fit(question: Asked, found: FitResult, *, prefer: Preference) -> None:
     settings, room = found.wanted.settings, format_bytes(found.room_bytes)
     run = f"{settings.plan.method} {settings.adapter.label}, {settings_text(settings)}"
     say(f"asked for: {run}: {format_bytes(found.wanted.peak_bytes)}")
-    if not found.fits:
+    if found.least is not None:
         say(f"nothing fits into {room}: not with the shortest rows, the smallest rank and every other saving", style="bold")
+        say(f"the least that was tried takes {format_bytes(found.least.forecast.peak_bytes)}: {command(found.least)}")
         return
     columns = [Column("method"), Column("peak", "right"), Column("gives up")]
     rows = [

@@ -9,6 +9,7 @@ from quantkit.forecasting.folding import streaming_bytes
 from quantkit.forecasting.forecast import Forecast
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.timing import Timing
+from quantkit.layout import counted
 from quantkit.plan import PEFT_KINDS, PeftKind
 from quantkit_tools.plan_settings import Asked, Cell
 
@@ -27,12 +28,14 @@ MOMENTS = {
     "save": "save, load again, compare",
 }
 """Moment → what happens."""
+FASTER = "the faster of bfloat16 and float32"
+"""What training on a CPU computes in unless told: `quantkit.training.precision` times both when it begins."""
 GUESS = "a guess: not calibrated on any run"
 """What a forecast is whose constants were fitted to nothing."""
 
 
-def show_run(forecast: Forecast, time: Timing, *, remarks: Iterable[str] = ()) -> None:
-    """Print one run's forecast."""
+def show_run(forecast: Forecast, time: Timing, *, remarks: Iterable[str] = (), timed: bool = False) -> None:
+    """Print one run's forecast; `timed`: training will choose its arithmetic by timing both."""
     shape, settings, largest = forecast.shape, forecast.settings, forecast.largest
     rows = [
         [
@@ -58,7 +61,7 @@ def show_run(forecast: Forecast, time: Timing, *, remarks: Iterable[str] = ()) -
             for item in forecast.devices
         ]
         table(f"Training on {settings.processes} ({settings.strategy})", ["device", Column("counted", "right")], rows)
-    table("In all", ["", ""], _summary(forecast, time, remarks))
+    table("In all", ["", ""], _summary(forecast, time, remarks, timed))
 
 
 def _items(forecast: Forecast) -> Iterable[tuple[str, int]]:
@@ -72,14 +75,15 @@ def _items(forecast: Forecast) -> Iterable[tuple[str, int]]:
     yield "held by the allocator", round(forecast.slack * largest.size_bytes)
 
 
-def _summary(forecast: Forecast, time: Timing, remarks: Iterable[str]) -> list[list[object]]:
+def _summary(forecast: Forecast, time: Timing, remarks: Iterable[str], timed: bool) -> list[list[object]]:
     settings, (low, high) = forecast.settings, forecast.interval
     step_s, run_s = time.seconds_of(settings.processes if settings.strategy in ("ddp", "fsdp") else 1)
     peak = f"{format_bytes(forecast.peak_bytes)}, between {format_bytes(low)} and {format_bytes(high)}"
+    arithmetic = f"{FASTER} (counted: {settings.arithmetic})" if timed else settings.arithmetic
     rows: list[list[object]] = [
         ["peak", f"{peak} ({coverage(forecast.constants)})"],
         ["settings", settings_text(settings)],
-        ["trains", f"{forecast.trained_parameters:,} parameters, computing in {settings.arithmetic} on {settings.device}"],
+        ["trains", f"{forecast.trained_parameters:,} parameters, computing in {arithmetic} on {settings.device}"],
         ["writes", f"{format_bytes(forecast.disk_bytes)} to disk, one checkpoint counted"],
     ]
     if settings.folds_in_memory:
@@ -93,7 +97,7 @@ def _summary(forecast: Forecast, time: Timing, remarks: Iterable[str]) -> list[l
     if time.rate is None or step_s is None:
         rows.append(["time", "not known: no run here kept a forecast; --measure, or --tokens-per-s N"])
     else:
-        run = f", {format_duration(run_s)} for {time.steps:,} steps" if run_s is not None and time.steps else ""
+        run = f", {format_duration(run_s)} for {counted(time.steps, 'step')}" if run_s is not None and time.steps else ""
         rows.append(["time", f"{format_duration(step_s)} a step{run} ({time.rate.source})"])
     rows += [["note", note] for note in (*forecast.notes, *remarks)]
     return rows
@@ -122,7 +126,7 @@ def parameters_text(parameters: int) -> str:
 
 def settings_text(settings: RunSettings) -> str:
     """Return what of the settings decides memory, in words."""
-    parts = [f"{settings.rows} row{'s' * (settings.rows > 1)} of up to {settings.length} tokens"]
+    parts = [f"{counted(settings.rows, 'row')} of up to {settings.length} tokens"]
     parts += [f"{settings.accumulation} batches a step"] if settings.accumulation > 1 else []
     parts += [f"recompute {settings.recompute}", settings.optim]
     parts += ["activations offloaded"] if settings.offload else []

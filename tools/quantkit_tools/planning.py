@@ -20,6 +20,7 @@ from quantkit.training.recompute import check_recompute
 from quantkit_registry.names import ArtifactName, format_name
 from quantkit_registry.records import Parent
 from quantkit_registry.store import root_of
+from quantkit_tools.plan_show import FASTER
 
 MERGES = {
     "dequantized": "into the dequantized base that the adapter was trained on",
@@ -235,7 +236,7 @@ def announce(run: RunPlan) -> None:
 def _training_dtype(run: RunPlan) -> str:
     """Return what the plan cannot know yet: `quantkit.training.precision` times both when training begins."""
     timed = run.device == "cpu" and run.config.compute_dtype == "auto" and run.config.dataset_name
-    return "; training in the faster of bfloat16 and float32" if timed else ""
+    return f"; training in {FASTER}" if timed else ""
 
 
 def _spec_text(spec: QuantizationSpec) -> str:

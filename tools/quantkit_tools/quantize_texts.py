@@ -8,6 +8,7 @@ from typing import Any
 from quantkit import console
 from quantkit.calibrating import Texts, read_texts, read_training_texts, split_texts
 from quantkit.errors import UsageError
+from quantkit.layout import counted
 from quantkit.methods import Methods
 from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.records import BaseReference, Parent
@@ -54,8 +55,8 @@ def texts_of(job: QuantizeJob, tokenizer: Any, methods: Methods) -> Texts:
         texts = _generated_texts(job, tokenizer, stops)
     if texts.calibration is not None:
         found = texts.calibration
-        left_out = f"; {texts.overlap} documents left out because they are held out" if texts.overlap else ""
-        console.say(f"calibration: {len(found.rows)} rows, {found.tokens} tokens of {found.source}{left_out}")
+        left_out = f"; {counted(texts.overlap, 'document')} left out, being held out" if texts.overlap else ""
+        console.say(f"calibration: {counted(len(found.rows), 'row')}, {found.tokens:,} tokens of {found.source}{left_out}")
     console.say(f"judged on: {texts.held_out.to_dict()['tokens']} tokens of {texts.held_out.source}")
     return texts
 

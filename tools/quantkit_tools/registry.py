@@ -12,6 +12,7 @@ from typing import NoReturn
 from quantkit import console
 from quantkit.console import Column, format_bytes
 from quantkit.errors import UsageError, VerificationError, did_you_mean
+from quantkit.layout import counted
 from quantkit.methods import Methods, installed_methods
 from quantkit_registry.detect import Detection, detect
 from quantkit_registry.forest import forest
@@ -174,7 +175,7 @@ def _print_checks(checked: Sequence[tuple[Artifact, list[Check]]], failed: Seque
     if failed:
         console.warn(f"{len(failed)} of {len(checked)} artifacts failed: {', '.join(entry.name for entry in failed)}")
     else:
-        console.say(f"{len(checked)} artifacts checked, none failed")
+        console.say(f"{counted(len(checked), 'artifact')} checked, none failed")
 
 
 def _lineage(flags: Namespace, registry: Registry) -> int:

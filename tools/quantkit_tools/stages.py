@@ -12,6 +12,7 @@ from quantkit.data.encode import EncodedRow
 from quantkit.environment import describe_environment
 from quantkit.errors import VerificationError
 from quantkit.files import remove_folder
+from quantkit.layout import counted
 from quantkit.memory import MemoryLog, free_bytes, memory_rows
 from quantkit.merging.report import Reference, ReportRows, choose_rows
 from quantkit.methods import Methods
@@ -242,8 +243,8 @@ def report(run: RunPlan, training: "TrainingResult | None", memory: MemoryLog) -
     table("Peak memory", columns, rows)
     if training is not None:
         say(
-            f"trained {training.steps} steps in {format_duration(training.duration_s)}: loss {training.losses[0]:.3f} ->"
-            f" {training.losses[-1]:.3f}, {training.tokens_per_s:,.0f} tokens/s"
+            f"trained {counted(training.steps, 'step')} in {format_duration(training.duration_s)}: loss"
+            f" {training.losses[0]:.3f} -> {training.losses[-1]:.3f}, {training.tokens_per_s:,.0f} tokens/s"
         )
     say(f"artifact: {run.target}", style="bold")
     say(f"next: quantkit evaluate {run.target}")

@@ -13,6 +13,7 @@ import tyro
 
 from quantkit import console
 from quantkit.errors import UsageError, VerificationError
+from quantkit.layout import counted
 from quantkit_tools.small_flags import read_small_flags
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def announce(plan: "SweepPlan", journal: "Journal") -> None:
     ]
     known = [time for time in left_s if time is not None]
     total = console.format_duration(sum(known)) if known else "unknown: no run of this sweep has ended yet"
-    unknown = f", without {len(left_s) - len(known)} steps never measured" if known and len(known) < len(left_s) else ""
+    unknown = f", without {counted(len(left_s) - len(known), 'step')} never measured" if 0 < len(known) < len(left_s) else ""
     caption = (
         f"about {console.format_bytes(plan.disk_bytes)} on disk under {plan.root}; time left, one at a time: {total}{unknown}"
     )
@@ -162,15 +163,18 @@ def described(plan: "SweepPlan", journal: "Journal") -> dict[str, Any]:
 
 
 def emit(flags: Flags, plan: "SweepPlan", journal: "Journal") -> int:
-    """Print the jobs that are left, for a scheduler or a shell."""
+    """Print the jobs that are left, for a scheduler or a shell, without those that something is in the way of."""
     from quantkit_tools.sweep_commands import jobs, slurm_script, write_runs
     from quantkit_tools.sweep_running import left_to_do
 
     left = left_to_do(plan, journal)
+    blocked = {step.name for step in left if journal.standing(step).state == "in the way"}
+    free = {step.name for step in left if not {step.name, step.needs} & blocked}
+    left = [step for step in left if step.name in free and (step.evaluated or free & {o.name for o in plan.needed_by(step)})]
     write_runs(plan)
     again = shlex.join(["quantkit", "sweep", flags.file])
     if not left:
-        console.say(f"nothing is left to run; {again} evaluates and reports")
+        console.say(f"nothing {'can run' if blocked else 'is left to run'}; {again} evaluates and reports")
     lines = jobs(plan, left)
     if flags.json:
         console.emit_json({"schema_version": SCHEMA_VERSION, "jobs": lines})

@@ -10,6 +10,7 @@ from typing import Any
 
 from quantkit import console
 from quantkit.errors import QuantkitError, UsageError, did_you_mean
+from quantkit.layout import counted
 from quantkit.options import check_value
 from quantkit.sweeping import BASE, Sweep
 from quantkit_tools.evaluate import Flags, tasks_of
@@ -60,7 +61,7 @@ def evaluate(plan: SweepPlan, outcome: Outcome, words: list[str], *, json: bool)
     more = ["--registry", str(plan.root), "--device", config.device]
     more += ["--trust-remote-code"] if config.trust_remote_code else []
     command = command_line(["evaluate", *wanted, "--pending", *more, *words])
-    console.say(f"evaluating {len(wanted)} artifacts")
+    console.say(f"evaluating {counted(len(wanted), 'artifact')}")
     try:
         if json:
             return subprocess.run([*command, "--json"], check=False, stdout=subprocess.DEVNULL).returncode

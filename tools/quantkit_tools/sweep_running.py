@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from quantkit import console
+from quantkit.layout import counted
 from quantkit.locks import Lock
 from quantkit_tools.sweep_commands import command_of
 from quantkit_tools.sweep_journal import Journal, Standing
@@ -148,7 +149,7 @@ class Runner:
     def _stop(self) -> None:
         """Tell the processes to end, which saves a checkpoint while training, and wait; a second signal kills them."""
         self.outcome.interrupted = True
-        console.say(f"stopping {len(self._running)} processes; once more to stop at once")
+        console.say(f"stopping {counted(len(self._running), 'process', 'processes')}; once more to stop at once")
         try:
             for item in self._running:
                 item.process.terminate()
