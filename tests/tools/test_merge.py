@@ -149,7 +149,7 @@ def test_rows_that_have_changed_since_training_must_be_replaced(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "no adapter is named; quantkit merge ADAPTER"),
+        ([], "no adapter is named, and it stands first; quantkit merge ADAPTER"),
         (["nowhere"], "nowhere: no such folder, and no artifact of this name under"),
         (["KEPT", "--polcy", "base"], "no flag is called --polcy. Did you mean --policy?"),
         (["KEPT", "--policy", "exact"], "policy"),

@@ -32,7 +32,7 @@ def test_kept_swapped_and_merged_give_the_same_recorded_outputs(
     kept: Path, second: Path, held_out: Path, read_json: Any, tmp_path: Path
 ) -> None:
     merged = Path(read_json("merge", kept, "--dst", tmp_path, "--save-dtype", "float32")["artifact"])
-    flags = ["--data", f"openmath:{held_out}", *QUICK, "--registry", tmp_path / "r"]
+    flags = ["--data", f"openmath:{held_out}", *QUICK, "--dtype", "float32", "--registry", tmp_path / "r"]
     alone = {path: read_json("evaluate", path, *flags)["artifacts"][0] for path in (kept, second, merged)}
     swapped = read_json("evaluate", kept, merged, second, *flags)["artifacts"]
     assert [item["path"] for item in swapped] == [str(kept), str(merged), str(second)]
