@@ -47,10 +47,10 @@ def test_train_load_and_evaluate_see_one_model(tiny_model: Path, rows: Path, hel
 
 
 @pytest.fixture
-def registry(tmp_path: Path, read_json: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+def registry(tmp_path: Path, read_json: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A registry of its own, named by the environment; verbs that should have processes of their own run in this one."""
     monkeypatch.setenv("QUANTKIT_REGISTRY", str(tmp_path / "registry"))
-    monkeypatch.setattr(verb_process, "answer_of", lambda words: read_json(*words))
+    monkeypatch.setattr(verb_process, "answer_of", lambda words: capsys.readouterr() and read_json(*words))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "registry"
 
@@ -115,6 +115,16 @@ def test_how_a_verbs_process_ended_is_an_exception(
         verb_process.answer_of(["evaluate"])
     assert caught.type is kind
     assert capsys.readouterr().err == ("loading\n" if "loading" in code else "")
+
+
+def test_an_interruption_ends_the_verbs_process_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_stream: Any) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verb_process, "_passed_on", interrupted)
+    monkeypatch.setattr(verb_process, "command_line", lambda _: ["sleep", "600"])
+    with pytest.raises(KeyboardInterrupt):  # and not after ten minutes: its output is read to the end first
+        verb_process.answer_of(["evaluate"])
 
 
 def test_an_interrupted_run_is_an_interruption(
