@@ -1,4 +1,4 @@
-"""Is memory given back while blocks run, and only where it was asked for?"""
+"""Is memory given back while blocks run, only where it was asked for or where it is scarce?"""
 
 import ctypes
 from contextlib import nullcontext
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from quantkit import memory
 from quantkit.training import heap, sharding
 from quantkit.training import run as training_run
 from quantkit.training.heap import give_back, held_small
@@ -43,13 +44,54 @@ def test_blocks_ask_for_it_when_the_process_has_grown_and_no_longer_afterwards(m
     assert len(looks) == before
 
 
-@pytest.mark.parametrize(("device", "wanted"), [("cuda:0", True), ("cpu", False)])
-def test_nothing_is_watched_elsewhere(device: str, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_tensors_are_mapped_once_half_of_what_was_free_is_taken_and_no_longer_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, calls = family("Llama"), []
+    sizes = chain([100, 100, 151], repeat(500))  # at the start, then before each block
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 100)
+    monkeypatch.setattr(heap, "_resident_bytes", lambda: next(sizes))
+    monkeypatch.setattr(heap, "_trim", lambda: lambda _: calls.append("given back"))
+    monkeypatch.setattr(heap, "map_large", lambda size_bytes=heap.MAPPED_BYTES: calls.append(size_bytes))
+    with held_small(model, "cpu", wanted=False):
+        model(input_ids=IDS)
+        model(input_ids=IDS)
+        assert calls == [heap.MAPPED_BYTES, "given back"]
+    assert calls[2:] == [heap.LARGEST_FROM_HEAP]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library has no mallopt of glibc's")
+def test_what_is_freed_of_mapped_tensors_is_the_systems_at_once() -> None:
+    heap.map_large()
+    try:
+        tensors = [torch.ones(2**22 // 4) for _ in range(64)]
+        kept = tensors[1::2]
+        before = heap._resident_bytes()
+        del tensors
+        assert before - heap._resident_bytes() > 64 * 2**20
+        assert all(float(item[0]) == 1 for item in kept)
+    finally:
+        heap.map_large(heap.LARGEST_FROM_HEAP)
+
+
+def test_with_room_to_spare_nothing_is_asked_of_the_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("asked the C library")
+
+    model = family("Llama")
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 2**50)
+    monkeypatch.setattr(heap, "_trim", lambda: never)
+    monkeypatch.setattr(heap, "map_large", never)
+    with held_small(model, "cpu", wanted=False):
+        model(input_ids=IDS)
+
+
+def test_nothing_is_watched_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any) -> int:
         raise AssertionError("looked at memory")
 
     monkeypatch.setattr(heap, "_resident_bytes", never)
-    with held_small(family("Llama"), device, wanted=wanted):
+    with held_small(family("Llama"), "cuda:0", wanted=True):
         pass
 
 
