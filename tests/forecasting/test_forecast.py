@@ -68,6 +68,15 @@ def test_the_peak_is_the_largest_moment_and_what_is_not_counted_stands_beside_it
     assert found.interval == (round(0.9 * found.peak_bytes), round(1.2 * found.peak_bytes))
 
 
+def test_of_a_batch_larger_than_any_measured_on_a_cpu_it_is_said_that_the_c_library_may_hold_more():
+    large = {"rows": 8, "tokens": 4096, "length": 512}
+    assert "4,096 tokens is larger than any that the interval was measured on (1,631)" in str(
+        forecast_run(SHAPE, settings(device="cpu", **large)).notes
+    )
+    assert not forecast_run(SHAPE, settings(device="cpu", **large | {"tokens": 1631})).notes
+    assert not forecast_run(SHAPE, settings(device="cuda", **large)).notes
+
+
 def test_a_run_folds_in_tensor_by_tensor_and_only_in_memory_holds_the_model_in_float32():
     ways = ({"merges": False}, {"merges": True}, {"merges": True, "folds_in_memory": True})
     kept, folded, whole = (forecast_run(SHAPE, settings(NF4, **way)) for way in ways)
