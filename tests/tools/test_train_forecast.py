@@ -16,12 +16,13 @@ from quantkit.forecasting.measured import read_measured
 from quantkit.forecasting.nearest import as_flags, lighter
 from quantkit.forecasting.reading import read_shape
 from quantkit.forecasting.settings import RunSettings
+from quantkit.memory import MemoryLog, StagePeak
 from quantkit.plan import AdapterPlan, QuantizationPlan, Stage
 from quantkit.spec import QuantizationSpec
 from quantkit.training import loop
 from quantkit_registry.records import read_record
 from quantkit_tools import forecast_learning, foresight
-from quantkit_tools.forecast_learning import calibrate
+from quantkit_tools.forecast_learning import calibrate, tell_if_above
 from quantkit_tools.foresight import Foresight, advice, require_room, room_bytes
 
 README = Path(__file__).parents[2] / "registry" / "README.md"
@@ -192,6 +193,16 @@ def test_the_runs_of_a_registry_teach_the_next_forecast(
     captured = capsys.readouterr()
     assert "left out: run9: memory.forecast is no forecast" in captured.err
     assert "8 (and 60 before)" in captured.out
+
+
+def test_a_run_that_took_more_than_was_expected_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    peak = StagePeak("train", 1.0, 3 * GIB, {}, {})
+    for high, said in ((2 * GIB, "the peak was above what was expected (1.00 GiB to 2.00 GiB)"), (3 * GIB, "")):
+        tell_if_above(MemoryLog([peak], {"interval": {"low_bytes": GIB, "high_bytes": high}}))
+        assert capsys.readouterr().out.startswith(said)
+        assert (said == "") == (high == 3 * GIB)
+    tell_if_above(MemoryLog([peak]))
+    assert capsys.readouterr().out == ""
 
 
 def test_a_registry_without_a_measured_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

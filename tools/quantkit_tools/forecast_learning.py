@@ -15,6 +15,7 @@ from quantkit.errors import QuantkitError, UsageError
 from quantkit.forecasting.constants import CONSTANTS, Constants
 from quantkit.forecasting.learning import DEVICES, FILE, fit, shipped, write_calibration
 from quantkit.forecasting.measured import Measured, of_device, read_measured
+from quantkit.memory import MemoryLog
 from quantkit_registry.store import Registry
 
 
@@ -47,6 +48,17 @@ def calibrate(root: Path | str | None = None, *, dry_run: bool = False) -> dict[
         "file": None if dry_run else str(file),
         "devices": {device: asdict(constants) for device, constants in learnt.items()},
     }
+
+
+def tell_if_above(memory: MemoryLog) -> None:
+    """Say where a run on a CPU took more than the whole interval of its forecast, and what makes the next one truer."""
+    peak = memory.overall()
+    if memory.forecast is None or peak.peak_allocated_bytes or peak.peak_rss_bytes <= memory.forecast["interval"]["high_bytes"]:
+        return
+    low, high = (format_bytes(memory.forecast["interval"][end]) for end in ("low_bytes", "high_bytes"))
+    say(
+        f"the peak was above what was expected ({low} to {high}); quantkit plan --calibrate lets the next forecasts learn from it"
+    )
 
 
 def measured_runs(registry: Registry) -> list[Measured]:

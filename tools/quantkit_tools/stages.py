@@ -18,6 +18,7 @@ from quantkit.merging.report import Reference, ReportRows, choose_rows
 from quantkit.methods import Methods
 from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.records import ArtifactRecord, BaseReference, MergeRecord
+from quantkit_tools.forecast_learning import tell_if_above
 from quantkit_tools.merge_check import LARGEST_MEAN_KL, MergeCheck, check_merged, load_plainly
 from quantkit_tools.planning import RunPlan
 
@@ -241,6 +242,7 @@ def report(run: RunPlan, training: "TrainingResult | None", memory: MemoryLog) -
     """Print what the run did and what it took."""
     columns, rows = memory_rows(memory)
     table("Peak memory", columns, rows)
+    tell_if_above(memory)
     if training is not None:
         say(
             f"trained {counted(training.steps, 'step')} in {format_duration(training.duration_s)}: loss"
