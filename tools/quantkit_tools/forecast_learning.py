@@ -57,7 +57,8 @@ def tell_if_above(memory: MemoryLog) -> None:
         return
     low, high = (format_bytes(memory.forecast["interval"][end]) for end in ("low_bytes", "high_bytes"))
     say(
-        f"the peak was above what was expected ({low} to {high}); quantkit plan --calibrate lets the next forecasts learn from it"
+        f"the peak was above what was expected ({low} to {high});"
+        " quantkit plan --calibrate lets the next forecasts learn from it"
     )
 
 
