@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,12 @@ class Page:
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def wait_for(self, script: str, limit_s: float = 30) -> None:
+        """Wait until an expression in the page is true: what a click navigates to comes when the browser gets to it."""
+        limit = time.monotonic() + limit_s
+        while not self.run(script):
+            assert time.monotonic() < limit, f"not true after {limit_s} s: {script}"
 
     def press(self, key: str) -> None:
         """Press and release a key, as a keyboard does."""

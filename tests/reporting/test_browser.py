@@ -155,7 +155,7 @@ def test_no_page_is_wider_than_its_screen(tab: Page, written: Path, tmp_path: Pa
 
 def test_a_link_to_an_artifact_opens_its_section(fresh: Page) -> None:
     fresh.click("#table a[href='#artifact-3']")
-    assert fresh.run("document.querySelector('#artifact-3').open")
+    fresh.wait_for("document.querySelector('#artifact-3').open")
     assert not fresh.run("document.querySelector('#artifact-2').open")
 
 

@@ -59,7 +59,7 @@ def test_a_checkpoint_without_one_of_its_parts_is_skipped_and_said(
     assert part in said
     assert "it is now broken-checkpoint-6" in said
     assert names(folder) == ["checkpoint-4", "checkpoint-2"]
-    assert "2 steps are lost" in captured.out
+    assert "2 steps lost, done again" in captured.out
 
 
 def test_a_part_that_was_never_written_is_missed_even_by_a_manifest_that_agrees(folder: Path) -> None:
@@ -158,7 +158,7 @@ def test_steps_lost_are_counted_by_what_checkpoints_held_not_by_their_names(
 ) -> None:
     (folder / "checkpoint-6").rename(folder / "checkpoint-99")
     assert find_checkpoint(folder, True) == folder / "checkpoint-4"
-    assert "2 steps are lost" in capsys.readouterr().out
+    assert "2 steps lost, done again" in capsys.readouterr().out
 
 
 def test_what_is_kept_is_counted_from_the_newest_commit(folder: Path) -> None:
