@@ -56,9 +56,9 @@ class Page:
     def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Open a file at this width and colour scheme, and wait until it is loaded."""
         self.emulate(width=width, height=height, dark=dark)
+        self.run("window.before = true")
         self.call("Page.navigate", url=path.resolve().as_uri())
-        while self.run("document.readyState") != "complete" or not self.run("location.href").startswith("file:"):
-            pass
+        self.wait_for("!window.before && document.readyState == 'complete' && location.protocol == 'file:'")
 
     def emulate(self, *, width: int, height: int = 900, dark: bool = False) -> None:
         """Set viewport and colour scheme."""

@@ -131,15 +131,12 @@ def test_the_theme_is_the_systems_until_the_reader_chooses_and_plots_follow(tab:
     tab.open(written)
     light = tab.run(paper), tab.run(ink)
     tab.emulate(width=1280, dark=True)
+    tab.wait_for(f"{paper} != '{light[0]}' && {ink} != '{light[1]}'")
     dark = tab.run(paper), tab.run(ink)
-    assert light[0] != dark[0]
-    assert light[1] != dark[1]
-    tab.click("#theme")
-    assert (tab.run(paper), tab.run(ink)) == light
-    assert tab.run("document.querySelector('#theme').textContent") == "Theme: light"
-    tab.click("#theme")
-    tab.click("#theme")
-    assert (tab.run(paper), tab.run(ink)) == dark
+    for theme, (back, front) in (("light", light), ("dark", dark), ("system", dark)):
+        tab.click("#theme")
+        tab.wait_for(f"{paper} == '{back}' && {ink} == '{front}'")
+        assert tab.run("document.querySelector('#theme').textContent") == f"Theme: {theme}"
 
 
 def test_no_page_is_wider_than_its_screen(tab: Page, written: Path, tmp_path: Path) -> None:
