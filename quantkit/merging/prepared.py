@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from quantkit.errors import UsageError
 from quantkit.files import new_folder
+from quantkit.hub import fetch, refuse_missing_folder
 from quantkit.merging.delta import FolderAdapter, read_adapter_folder
 from quantkit.merging.dense_folder import copy_companions, write_dense_config
 from quantkit.merging.held import held_tensors, stored_dtype
@@ -196,16 +197,10 @@ def prepare_merge(
 
 def local_folder(path: str, revision: str | None = None) -> Path:
     """Return a local folder as it is, or that of a hub id, fetched as far as it is not in the cache; no pickles, no code."""
-    from quantkit.modeling import one_line, refuse_missing_folder
-
     refuse_missing_folder(path)
-    if Path(path).expanduser().is_dir():
-        return Path(path).expanduser()
-    from huggingface_hub import snapshot_download
-
-    with one_line(path, "model or adapter"):
-        patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
+    if (folder := Path(path).expanduser()).is_dir():
+        return folder
+    return fetch(path, patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"], revision=revision)
 
 
 def _load_kwargs(
