@@ -23,7 +23,7 @@ def main() -> None:
     from quantkit.gate import GateText
     from quantkit.methods import installed_methods
     from quantkit.modeling import load_tokenizer
-    from quantkit_tools.quantizing import make_quantized
+    from quantkit_tools.quantizing.making import make_quantized
 
     use_stderr()
     methods = installed_methods()
@@ -43,9 +43,9 @@ def main() -> None:
 def making_of_job(job: dict[str, Any], methods: Any) -> Any:
     """Return what is to be made: the command's own plan where the method quantizes finished models."""
     from quantkit.plan import Stage
-    from quantkit_tools.quantize_flags import build_config
-    from quantkit_tools.quantize_planning import plan_quantization
-    from quantkit_tools.quantize_texts import making_of
+    from quantkit_tools.quantizing.flags import build_config
+    from quantkit_tools.quantizing.planning import plan_quantization
+    from quantkit_tools.quantizing.texts import making_of
 
     if Stage.TRAINED not in methods.info(job["plugin"]).stages:
         return _base_of_a_run(job, methods)
@@ -63,7 +63,7 @@ def _base_of_a_run(job: dict[str, Any], methods: Any) -> Any:
     from quantkit_registry.fingerprints import fingerprint_base
     from quantkit_registry.names import ArtifactName, format_name
     from quantkit_registry.records import BaseReference
-    from quantkit_tools.quantizing import Making
+    from quantkit_tools.quantizing.making import Making
 
     config = read_skeleton(job["model"]).config
     dtype = str(config.dtype).removeprefix("torch.")

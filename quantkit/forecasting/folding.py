@@ -1,8 +1,8 @@
 """What does the end of a run take that folds its adapters in?
 
-Tensor by tensor from the last checkpoint, and judged a decoder block at a time (`quantkit_tools.merge_in_run`): a few copies of
-the largest tensor, and the logits that are compared. What the files do not tell is folded in in memory, a float32 copy of the
-whole model. Counting that for every run, as if merging were `merge_and_unload`, would refuse runs that end well.
+Tensor by tensor from the last checkpoint, and judged a decoder block at a time (`quantkit_tools.merging.in_run`): a few copies
+of the largest tensor, and the logits that are compared. What the files do not tell is folded in in memory, a float32 copy of
+the whole model. Counting that for every run, as if merging were `merge_and_unload`, would refuse runs that end well.
 """
 
 from collections.abc import Mapping

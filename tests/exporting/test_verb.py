@@ -122,10 +122,10 @@ def test_an_artifact_that_exists_is_not_replaced_unasked(small_model, tmp_path, 
 
 
 def test_memory_that_does_not_suffice_to_compare_is_said_before_anything_is_read(small_model, tmp_path, export, monkeypatch):
-    from quantkit_tools import export_making
+    from quantkit_tools.exporting import making
 
     folder = grid_folder(small_model, tmp_path / "Source", "awq", UniformGrid(4, 32, False, torch.bfloat16))
-    monkeypatch.setattr(export_making, "free_bytes", lambda _: 1 << 20)
+    monkeypatch.setattr(making, "free_bytes", lambda _: 1 << 20)
     code, _, err = export(folder, "--to", "gptq")
     assert code == 2
     assert "1.0 MiB are free; nothing is exported that was not compared" in err
@@ -181,8 +181,8 @@ def test_what_could_not_be_told_is_asked_for(small_model):
     from quantkit.errors import UsageError
     from quantkit.exporting import Rows
     from quantkit.methods import installed_methods
-    from quantkit_tools.export import Asked, Flags, found_at, holding_of
-    from quantkit_tools.export_naming import dense_dtype, source_spec
+    from quantkit_tools.exporting.asked import Asked, Flags, found_at, holding_of
+    from quantkit_tools.exporting.naming import dense_dtype, source_spec
 
     flags = Flags(artifact=str(small_model), to="gguf")
     found = found_at(flags, installed_methods())

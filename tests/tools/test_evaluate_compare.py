@@ -11,7 +11,7 @@ from quantkit.errors import UsageError
 from quantkit.evaluation.results import ArtifactResult
 from quantkit.evaluation.statistics import share_score
 from quantkit_tools import evaluate
-from quantkit_tools.evaluate_compare import MEANING, check_baseline, compare_artifacts, show_comparisons, warn_degenerate
+from quantkit_tools.evaluation.comparing import MEANING, check_baseline, compare_artifacts, show_comparisons, warn_degenerate
 from tests.evaluation.test_comparison import result
 
 LONG_NAME = "SmolLM2-135M-Instruct-openmath_SFT_LoRa16_QLORA_w4_headbf16_mergedbf16"

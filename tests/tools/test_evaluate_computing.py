@@ -52,8 +52,8 @@ def test_a_data_type_that_is_asked_for_is_another_evaluation(
 
 
 def test_filed_results_count_whatever_their_data_type_unless_one_is_asked_for() -> None:
-    from quantkit_tools.evaluate import Flags
-    from quantkit_tools.evaluate_computing import computed_otherwise
+    from quantkit_tools.evaluation.computing import computed_otherwise
+    from quantkit_tools.evaluation.flags import Flags
 
     old = {"dtype": "bfloat16"}  # of a version that kept no reason
     assert computed_otherwise(Flags(paths=()), old) == ""

@@ -14,7 +14,7 @@ from quantkit.errors import UsageError
 from quantkit.evaluation.results import TaskResult
 from quantkit_registry.store import Registry
 from quantkit_tools.cli import run_verb
-from quantkit_tools.evaluate_reference import source_of
+from quantkit_tools.evaluation.reference import source_of
 from quantkit_tools.listing import scores_of
 
 

@@ -11,7 +11,7 @@ from quantkit.merging.report import MergeReport
 from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.records import BaseReference, read_record
 from quantkit_registry.store import Registry
-from quantkit_tools.merge_planning import target_of
+from quantkit_tools.merging.planning import target_of
 from tests.registry.records_of import commit_adapter, plan
 from tests.registry.samples import dense
 
@@ -89,7 +89,7 @@ def test_a_merge_that_lost_too_much_is_marked_and_exits_3(
 def test_too_little_memory_to_compare_is_recorded(
     kept: Path, quantkit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantkit_tools.merge_making.free_bytes", lambda _: 1)
+    monkeypatch.setattr("quantkit_tools.merging.making.free_bytes", lambda _: 1)
     code, _, err = quantkit("merge", kept, "--dst", tmp_path)
     assert code == 0
     assert "fidelity of the merge not measured: loading the base needs" in err

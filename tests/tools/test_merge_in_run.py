@@ -18,8 +18,8 @@ from quantkit.merging import fold_adapters
 from quantkit.merging.job import MergeJob
 from quantkit.methods import Methods
 from quantkit_registry.records import read_record
-from quantkit_tools import merge_in_run
 from quantkit_tools.cli import run_verb
+from quantkit_tools.merging import in_run
 
 GPTQ = ["--group-size", 32, "--calib-rows", 8, "--calib-length", 64]
 BASES: dict[str, list[object]] = {
@@ -36,14 +36,14 @@ BASES: dict[str, list[object]] = {
 def folded(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     """Fold the trained model in memory as well, when it has been observed; filled when a run merges."""
     found: dict[str, torch.Tensor] = {}
-    observe = merge_in_run.observe_reference
+    observe = in_run.observe_reference
 
     def observed(model: Any, rows: Any) -> Any:
         reference = observe(model, rows)
         found.update(fold_adapters(model).state_dict())
         return reference
 
-    monkeypatch.setattr(merge_in_run, "observe_reference", observed)
+    monkeypatch.setattr(in_run, "observe_reference", observed)
     return found
 
 
@@ -81,17 +81,19 @@ def test_a_method_with_a_merge_of_its_own_is_asked_for_it(
 
     monkeypatch.setattr(Methods, "post_train_merge", merge)
     monkeypatch.setattr(Methods, "folds_exactly", lambda *_: False)
-    code, _, err = quantkit("train", *settings, "--quant-method", "QLORA", "--json")
+    code, out, err = quantkit("train", *settings, "--quant-method", "QLORA", "--json")
     assert code == 0, err
     assert asked == ["QLORA"]
     assert "QLORA folds adapters in by a hook of its own: in memory" in " ".join(err.split())
+    counted = read_record(Path(json.loads(out)["artifact"])).memory["forecast"]["moments"]
+    assert [moment["name"] for moment in counted][-2:] == ["merge", "save"]
 
 
 def test_a_model_that_neither_fits_nor_runs_block_by_block_is_saved_unjudged_and_said_to_be(
     settings: list[object], quantkit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantkit_tools.merge_check.load_by_blocks", lambda *_, **__: None)
-    monkeypatch.setattr("quantkit_tools.merge_check.free_bytes", lambda _: 1)
+    monkeypatch.setattr("quantkit_tools.merging.check.load_by_blocks", lambda *_, **__: None)
+    monkeypatch.setattr("quantkit_tools.merging.check.free_bytes", lambda _: 1)
     code, out, err = quantkit("train", *settings, "--json")
     assert code == 0, err
     assert "fidelity of the merge not measured: loading needs" in err
@@ -124,7 +126,7 @@ def _in_the_folding() -> None:
 
 
 def _in_the_comparison() -> None:
-    merge_in_run.check_merged = lambda *_: os._exit(9)  # type: ignore[assignment]
+    in_run.check_merged = lambda *_: os._exit(9)  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(("point", "named"), [(_in_the_folding, False), (_in_the_comparison, True)])
@@ -157,7 +159,7 @@ def test_a_merge_that_predicts_something_else_is_not_saved_and_its_adapter_can_b
     settings: list[object], quantkit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("quantkit_tools.merge_check.LARGEST_MEAN_KL", -1.0)
+        patched.setattr("quantkit_tools.merging.check.LARGEST_MEAN_KL", -1.0)
         code, _, err = quantkit("train", *settings, "--quant-method", "QLORA")
     assert code == 3
     assert "the merged model is not the one that was trained on QLORA" in err

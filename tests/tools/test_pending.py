@@ -19,9 +19,9 @@ from quantkit.locks import Lock, is_free, try_lock, wait_until_free
 from quantkit.spec import QuantizationSpec
 from quantkit_registry.records import ArtifactRecord, BaseReference, write_record
 from quantkit_registry.store import Registry
-from quantkit_tools.evaluate import Flags, tasks_of
-from quantkit_tools.evaluate_counting import reference_of, why_pending
-from quantkit_tools.evaluate_pending import lock_path
+from quantkit_tools.evaluation.counting import lock_path, reference_of, why_pending
+from quantkit_tools.evaluation.flags import Flags
+from quantkit_tools.evaluation.scoring import tasks_of
 
 QUICK = ["--limit", "2", "--max-new-tokens", "2"]
 
@@ -137,7 +137,7 @@ def test_two_runs_at_once_share_the_work_and_a_crash_of_one_worker_costs_only_it
 def test_an_artifact_that_failed_its_gate_ends_with_code_3(
     tiny_model: Path, tmp_path: Path, quantkit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantkit_tools.evaluate_pending.show", lambda *_, **__: {})
+    monkeypatch.setattr("quantkit_tools.evaluation.pending.show", lambda *_, **__: {})
     root = tmp_path / "artifacts"
     snapshot(tiny_model, root, "Bad-base", gate={"outcome": "failed", "reasons": ["perplexity ratio 9 is above 1.5"]})
     flags = Flags(paths=(), registry=str(root), limit=2, max_new_tokens=2)
@@ -154,7 +154,7 @@ def file_of(root: Path, artifact: str, task: Any, flags: Flags) -> None:
     """File a whole result without running a model."""
     from quantkit.evaluation.results import ArtifactResult, Cost, TaskResult
     from quantkit.evaluation.statistics import share_score
-    from quantkit_tools.evaluate import file_result
+    from quantkit_tools.evaluation.scoring import file_result
 
     cost = Cost(generated_tokens=1, generation_s=1.0, tokens_per_s=1.0, perplexity_s=1.0, peak_rss_bytes=1)
     result = TaskResult(

@@ -16,8 +16,8 @@ from quantkit.sweeping import read_sweep
 from quantkit_registry.records import read_record
 from quantkit_registry.store import Registry
 from quantkit_registry.verify import name_contradictions
-from quantkit_tools.merge_flags import parse_merge_flags
-from quantkit_tools.merge_planning import plan_merge
+from quantkit_tools.merging.flags import parse_merge_flags
+from quantkit_tools.merging.planning import plan_merge
 from quantkit_tools.sweep_commands import command_of
 from quantkit_tools.sweep_costs import adapter_weights
 from quantkit_tools.sweep_evaluation import evaluation_words

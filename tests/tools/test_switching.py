@@ -9,8 +9,8 @@ import pytest
 
 from quantkit.errors import UsageError, VerificationError
 from quantkit_registry.store import Registry
-from quantkit_tools.evaluate import Flags
-from quantkit_tools.evaluate_groups import SHARED_LOAD, evaluate_group, groups_of
+from quantkit_tools.evaluation.flags import Flags
+from quantkit_tools.evaluation.groups import SHARED_LOAD, evaluate_group, groups_of
 from tests.tools.conftest import kept_adapter
 
 QUICK = ["--limit", 3, "--max-new-tokens", 8]

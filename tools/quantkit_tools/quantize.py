@@ -7,7 +7,7 @@ from quantkit import console
 from quantkit.errors import UsageError
 from quantkit.methods import Methods, installed_methods
 from quantkit.plan import Stage
-from quantkit_tools.quantize_flags import QuantizeConfig, parse_quantize_flags
+from quantkit_tools.quantizing.flags import QuantizeConfig, parse_quantize_flags
 
 COMMANDS = ("run", "list")
 
@@ -31,9 +31,9 @@ def run(config: QuantizeConfig, *, dry_run: bool = False, json: bool = False) ->
     """
     from quantkit.files import making
     from quantkit.modeling import load_tokenizer
-    from quantkit_tools.quantize_planning import announce, plan_quantization
-    from quantkit_tools.quantize_texts import making_of, texts_of
-    from quantkit_tools.quantizing import make_quantized, report_gate
+    from quantkit_tools.quantizing.making import make_quantized, report_gate
+    from quantkit_tools.quantizing.planning import announce, plan_quantization
+    from quantkit_tools.quantizing.texts import making_of, texts_of
 
     methods = installed_methods()
     job = plan_quantization(config, methods)

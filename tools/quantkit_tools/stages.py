@@ -19,7 +19,7 @@ from quantkit.methods import Methods
 from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.records import ArtifactRecord, BaseReference, MergeRecord
 from quantkit_tools.forecast_learning import tell_if_above
-from quantkit_tools.merge_check import LARGEST_MEAN_KL, MergeCheck, check_merged, load_plainly
+from quantkit_tools.merging.check import LARGEST_MEAN_KL, MergeCheck, check_merged, load_plainly
 from quantkit_tools.planning import RunPlan
 
 if TYPE_CHECKING:

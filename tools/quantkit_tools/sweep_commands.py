@@ -11,7 +11,7 @@ from typing import Any
 
 from quantkit.config import RunConfig
 from quantkit.files import write_json
-from quantkit_tools.merge_in_run import FEWEST_TOKENS
+from quantkit_tools.merging.in_run import FEWEST_TOKENS
 from quantkit_tools.sweep_planning import Step, SweepPlan
 
 

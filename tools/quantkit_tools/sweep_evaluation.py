@@ -13,7 +13,8 @@ from quantkit.errors import QuantkitError, UsageError, did_you_mean
 from quantkit.layout import counted
 from quantkit.options import check_value
 from quantkit.sweeping import BASE, Sweep
-from quantkit_tools.evaluate import Flags, tasks_of
+from quantkit_tools.evaluation.flags import Flags
+from quantkit_tools.evaluation.scoring import tasks_of
 from quantkit_tools.sweep_planning import SweepPlan
 from quantkit_tools.sweep_running import Outcome
 from quantkit_tools.verb_process import command_line, words_of

@@ -15,7 +15,7 @@ from quantkit.methods import Methods
 from quantkit.sweeping import KEPT, Combination, Sweep
 from quantkit_registry.records import ArtifactRecord, BaseReference
 from quantkit_registry.store import root_of
-from quantkit_tools.merge_planning import target_of
+from quantkit_tools.merging.planning import target_of
 from quantkit_tools.planning import RunPlan, plan_run
 from quantkit_tools.sweep_costs import Costs
 

@@ -14,11 +14,11 @@ from quantkit_tools import stages
 from quantkit_tools.disk_room import require_disk
 from quantkit_tools.flags import parse_train_flags
 from quantkit_tools.foresight import foresee, require_room, telling_what_fits
-from quantkit_tools.merge_in_run import RunEnd
+from quantkit_tools.merging.in_run import RunEnd
 from quantkit_tools.outlook import show_outlook
 from quantkit_tools.planning import announce, plan_run
-from quantkit_tools.quantized_base import with_quantized_base
-from quantkit_tools.quantizing import report_gate
+from quantkit_tools.quantizing.making import report_gate
+from quantkit_tools.quantizing.run_base import with_quantized_base
 
 
 def main(arguments: list[str]) -> int:

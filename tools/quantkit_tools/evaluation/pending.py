@@ -6,24 +6,23 @@ the work and never repeat it. A list of finished work beside the results would b
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit import console
 from quantkit.errors import UsageError, VerificationError
 from quantkit.evaluation.results import ArtifactResult, TaskResult
-from quantkit.locks import is_free, try_lock, wait_until_free
-from quantkit_registry.store import RESULTS, Artifact, Registry
-from quantkit_tools.evaluate import SCHEMA_VERSION, Flags, show, tasks_of
-from quantkit_tools.evaluate_compare import check_baseline
-from quantkit_tools.evaluate_counting import reference_of, why_pending
+from quantkit.locks import is_free, wait_until_free
+from quantkit_registry.store import Artifact, Registry
+from quantkit_tools.evaluation.comparing import SCHEMA_VERSION, check_baseline, show
+from quantkit_tools.evaluation.counting import lock_path, reference_of, why_pending
+from quantkit_tools.evaluation.flags import Flags
+from quantkit_tools.evaluation.groups import Failure, groups_of, in_own_process
+from quantkit_tools.evaluation.scoring import tasks_of
 from quantkit_tools.listing import failed_gate
 
 if TYPE_CHECKING:
     from quantkit.evaluation.tasks import Task
-    from quantkit_tools.evaluate_groups import Failure
 
 TURNS = 3
 """How often an artifact that others were at is looked at again."""
@@ -89,13 +88,11 @@ class Work:
         """Return every artifact that lacks something, in the order of the registry."""
         return [item for artifact in self.artifacts if (item := self.pending(artifact)) is not None]
 
-    def each_group(self) -> "Iterator[list[Failure]]":
+    def each_group(self) -> Iterator[list[Failure]]:
         """Evaluate group by group, first what nobody is at; yield each group's failures.
 
         What is left after each artifact had its turn was somebody else's: it is waited for, then looked at again.
         """
-        from quantkit_tools.evaluate_groups import groups_of
-
         by_path = {item.path: item.artifact for item in self.all_pending()}
         failed: set[str] = set()
         for paths in groups_of(replace(self.flags, paths=tuple(by_path))):
@@ -106,7 +103,7 @@ class Work:
         for path in [path for path in by_path if path not in failed]:
             yield self._after_others(by_path[path])
 
-    def _after_others(self, artifact: Artifact) -> "list[Failure]":
+    def _after_others(self, artifact: Artifact) -> list[Failure]:
         """Wait for whoever is at an artifact, and do what is left then."""
         failed: list[Failure] = []
         for _ in range(TURNS):
@@ -124,9 +121,7 @@ class Work:
         item = self.pending(artifact)
         return item is not None and any(is_free(lock_path(self.registry, str(artifact.hash), task)) for task in item.reasons)
 
-    def _evaluate(self, paths: tuple[str, ...]) -> "list[Failure]":
-        from quantkit_tools.evaluate_groups import in_own_process
-
+    def _evaluate(self, paths: tuple[str, ...]) -> list[Failure]:
         _, failed = in_own_process(self.flags, paths)
         for failure in failed:
             console.warn(f"{failure['path']} was not evaluated: {failure['error']}")
@@ -164,24 +159,6 @@ def artifacts_of(registry: Registry, paths: Sequence[str]) -> list[Artifact]:
     return list(by_hash.values())
 
 
-@contextmanager
-def claimed(flags: Flags, registry: Registry, artifact: str, tasks: "Sequence[Task]") -> "Iterator[list[Task]]":
-    """Yield the tasks to do on an artifact, locked until the end of the block: all, or with `--pending` those left."""
-    if not flags.pending:
-        yield list(tasks)
-        return
-    with ExitStack() as stack:
-        mine = [task for task in tasks if stack.enter_context(try_lock(lock_path(registry, artifact, task.name)))]
-        found = registry.results(artifact)
-        reference = None if flags.reference is None else reference_of(flags, registry, registry.find(artifact))
-        yield [task for task in mine if why_pending(found.get(task.name), task, flags, reference)]
-
-
-def lock_path(registry: Registry, artifact: str, task: str) -> Path:
-    """Return where the lock of one artifact and task stands; no result file begins with a dot."""
-    return registry.root / RESULTS / artifact / f".{task}.lock"
-
-
 def failed_gates(work: Work, done: Sequence[ArtifactResult]) -> dict[str, str]:
     """Return artifact → what its gate or its answers say against it."""
     faults = {artifact.name: reasons for artifact in work.artifacts if (reasons := failed_gate(artifact))}
@@ -192,7 +169,7 @@ def failed_gates(work: Work, done: Sequence[ArtifactResult]) -> dict[str, str]:
     return faults
 
 
-def _finish(work: Work, failed: "list[Failure]") -> int:
+def _finish(work: Work, failed: list[Failure]) -> int:
     done = work.filed()
     compared = show(done, baseline=work.flags.baseline)
     faults = failed_gates(work, done)

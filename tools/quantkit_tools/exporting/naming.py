@@ -7,7 +7,7 @@ parent.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantkit.environment import describe_environment
 from quantkit.errors import UsageError
@@ -18,16 +18,14 @@ from quantkit_registry.names import ArtifactName, format_name, parse_name
 from quantkit_registry.records import ArtifactRecord, BaseReference, Parent
 from quantkit_registry.store import default_root
 from quantkit_registry.verify import named_settings
-
-if TYPE_CHECKING:
-    from quantkit_tools.export import Asked
+from quantkit_tools.exporting.asked import Asked
 
 TAGGED = {"dense": "dense", "gguf": "gguf", "awq": "awq", "gptq": "gptq", "compressed-tensors": "ct"}
 """Target to the value of the setting `export` that the name carries."""
 FOREIGN_NOTE = "The weights were made elsewhere; by which options is not recorded."
 
 
-def dense_dtype(asked: "Asked") -> str:
+def dense_dtype(asked: Asked) -> str:
     """Return the data type of dense weights that are written.
 
     Raises:
@@ -43,7 +41,7 @@ def dense_dtype(asked: "Asked") -> str:
     return str(found)
 
 
-def new_spec(asked: "Asked") -> QuantizationSpec:
+def new_spec(asked: Asked) -> QuantizationSpec:
     """Return what the written weights are."""
     spec = source_spec(asked)
     if asked.target == "dense":
@@ -55,7 +53,7 @@ def new_spec(asked: "Asked") -> QuantizationSpec:
     return spec.with_changes(format=asked.target, symmetric=symmetric, lm_head_dtype=dense_dtype(asked))
 
 
-def source_spec(asked: "Asked") -> QuantizationSpec:
+def source_spec(asked: Asked) -> QuantizationSpec:
     """Return what the source's weights are.
 
     Raises:
@@ -66,7 +64,7 @@ def source_spec(asked: "Asked") -> QuantizationSpec:
     return asked.detection.spec
 
 
-def planned_name(asked: "Asked") -> tuple[str, Path]:
+def planned_name(asked: Asked) -> tuple[str, Path]:
     """Return name and folder of what would be written."""
     record, spec = asked.detection.record, source_spec(asked)
     export = {"export": TAGGED[asked.target]}
@@ -87,7 +85,7 @@ def planned_name(asked: "Asked") -> tuple[str, Path]:
     return text, root if root.name == text else root / text
 
 
-def new_record(asked: "Asked", *, artifact: str | None, verification: dict[str, Any]) -> dict[str, Any]:
+def new_record(asked: Asked, *, artifact: str | None, verification: dict[str, Any]) -> dict[str, Any]:
     """Return the record of what is written; `artifact` is the hash of the source's content."""
     record, spec, name = asked.detection.record, source_spec(asked), planned_name(asked)[0]
     said: dict[str, Any] = {

@@ -13,8 +13,8 @@ from quantkit.calibration import Calibration
 from quantkit.errors import UsageError
 from quantkit.layout import counted
 from quantkit.merging.report import ReportRows, choose_rows
-from quantkit_tools.adopt_rows import rows_of
-from quantkit_tools.merge_planning import MergeJob
+from quantkit_tools.adopting.rows import rows_of
+from quantkit_tools.merging.planning import MergeJob
 
 if TYPE_CHECKING:
     from quantkit.data import PreparedData

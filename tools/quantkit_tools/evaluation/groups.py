@@ -15,8 +15,9 @@ from quantkit.headers import read_object
 from quantkit_registry.adapters import ADAPTER_CONFIG
 from quantkit_registry.records import RECORD_FILE
 from quantkit_registry.store import Registry
-from quantkit_tools.evaluate import Flags, evaluate_path, open_named, score
-from quantkit_tools.evaluate_computing import load_opened
+from quantkit_tools.evaluation.computing import load_opened
+from quantkit_tools.evaluation.flags import Flags
+from quantkit_tools.evaluation.scoring import evaluate_path, open_named, score
 
 if TYPE_CHECKING:
     from quantkit.memory import MemoryLog

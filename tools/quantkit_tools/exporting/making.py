@@ -22,15 +22,15 @@ from quantkit.methods import Methods
 from quantkit.plan import AdapterPlan, QuantizationPlan, Stage
 from quantkit.saving import CARD, SPARE_BYTES, finish_written, require_space, save_artifact
 from quantkit_registry.store import Registry
-from quantkit_tools.export_naming import dense_dtype, new_record, new_spec, planned_name, source_spec
+from quantkit_tools.exporting.asked import Asked
+from quantkit_tools.exporting.naming import dense_dtype, new_record, new_spec, planned_name, source_spec
 from quantkit_tools.listing import failed_gate
-from quantkit_tools.merge_check import load_plainly
+from quantkit_tools.merging.check import load_plainly
 from quantkit_tools.opening import Opened, open_path
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantkit_tools.export import Asked
 
 ROWS, LENGTH = 4, 64
 """Token ids that source and result are run on: rows, and ids in each."""
@@ -44,7 +44,7 @@ LARGEST_MEAN_KL = 0.05
 class Export:
     """One export that is being made."""
 
-    asked: "Asked"
+    asked: Asked
     answer: Answer
     opened: Opened
     target: Path
@@ -87,7 +87,7 @@ class Export:
         return load_plainly(folder, new_spec(self.asked), self.methods, device="cpu", trust_remote_code=self.trust)
 
 
-def make(asked: "Asked", answer: Answer, methods: Methods) -> dict[str, Any]:
+def make(asked: Asked, answer: Answer, methods: Methods) -> dict[str, Any]:
     """Write what was asked for; return where it is and how it was checked.
 
     Raises:
@@ -107,7 +107,7 @@ def make(asked: "Asked", answer: Answer, methods: Methods) -> dict[str, Any]:
     return {"artifact": str(target), "name": target.name, "written": True, "checked": checked}
 
 
-def check_as_it_is(asked: "Asked", answer: Answer, methods: Methods) -> dict[str, Any]:
+def check_as_it_is(asked: Asked, answer: Answer, methods: Methods) -> dict[str, Any]:
     """Load a folder that needs no export, where transformers is the target; return what was seen. Nothing is written."""
     if asked.flags.to != "transformers" or asked.detection.kind == "adapter" or asked.holding.stored is None:
         console.say("nothing was written: it is read as it stands")
@@ -258,7 +258,7 @@ def _said(export: Export, fidelity: Fidelity) -> dict[str, Any]:
     }
 
 
-def _open(asked: "Asked", methods: Methods) -> Opened:
+def _open(asked: Asked, methods: Methods) -> Opened:
     trust = asked.flags.trust_remote_code
     return open_path(asked.detection.path, methods, registry=Registry(None), device="cpu", trust_remote_code=trust)
 

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 from quantkit import console
 from quantkit.errors import UsageError
 from quantkit_registry.store import Registry
-from quantkit_tools.evaluate_computing import load_opened
+from quantkit_tools.evaluation.computing import load_opened
+from quantkit_tools.evaluation.flags import Flags
 
 if TYPE_CHECKING:
     from quantkit.evaluation.divergence import Reference
     from quantkit.evaluation.tasks import Task
-    from quantkit_tools.evaluate import Flags
     from quantkit_tools.opening import Opened
 
 SOURCE = "source"
 HASH_SHOWN = 12
 
 
-def open_reference(flags: "Flags", opened: "Opened", tokenizer: Any, tasks: "Sequence[Task]") -> "Reference | None":
+def open_reference(flags: Flags, opened: "Opened", tokenizer: Any, tasks: "Sequence[Task]") -> "Reference | None":
     """Return the model that `--reference` names, ready to load; None where none was asked for, or no task of ours.
 
     Raises:

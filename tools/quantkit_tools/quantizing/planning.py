@@ -16,7 +16,7 @@ from quantkit_registry.names import ArtifactName, format_name, parse_name
 from quantkit_registry.store import Registry, default_root
 from quantkit_registry.verify import named_settings
 from quantkit_tools.opening import Opened, open_path
-from quantkit_tools.quantize_flags import QuantizeConfig
+from quantkit_tools.quantizing.flags import QuantizeConfig
 
 SCALE_BITS = 16
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import UsageError
+from quantkit_tools.evaluation.flags import Flags
 
 if TYPE_CHECKING:
     from quantkit.spec import QuantizationSpec
-    from quantkit_tools.evaluate import Flags
     from quantkit_tools.opening import Opened
 
 INTEGER = {"weights_dtype": "int8", "activations_bits": 8, "group_size": -1, "symmetric": True, "format": "compressed-tensors"}
@@ -20,7 +20,7 @@ REASON, KERNELS = "dtype_reason", "integer_kernels"
 """Settings of a result: why it was computed in its data type; there, and true, where integer kernels were used."""
 
 
-def load_opened(flags: "Flags", opened: "Opened") -> Any:
+def load_opened(flags: Flags, opened: "Opened") -> Any:
     """Load a model or adapter that is to be evaluated, or that one is compared with."""
     from quantkit.methods import installed_methods
     from quantkit.modeling import load_source, resolve_device
@@ -34,7 +34,7 @@ def load_opened(flags: "Flags", opened: "Opened") -> Any:
     )
 
 
-def check_computing(flags: "Flags", opened: "Opened") -> None:
+def check_computing(flags: Flags, opened: "Opened") -> None:
     """Refuse, before weights are read, a data type that is none and kernels that do not fit.
 
     Raises:
@@ -57,7 +57,7 @@ def check_computing(flags: "Flags", opened: "Opened") -> None:
         )
 
 
-def settle(flags: "Flags", model: Any) -> dict[str, Any]:
+def settle(flags: Flags, model: Any) -> dict[str, Any]:
     """Exchange layers for integer kernels where they were asked for; return what a result says about its arithmetic."""
     from quantkit.computing import why
 
@@ -70,7 +70,7 @@ def settle(flags: "Flags", model: Any) -> dict[str, Any]:
     return said
 
 
-def computed_otherwise(flags: "Flags", settings: Mapping[str, Any]) -> str:
+def computed_otherwise(flags: Flags, settings: Mapping[str, Any]) -> str:
     """Return why a filed result is not what these flags ask for; empty where it is. A data type must be asked for to count."""
     if flags.dtype != "auto" and settings.get("dtype") != flags.dtype:
         return f"its result has dtype {settings.get('dtype')!r}, not {flags.dtype!r}"

@@ -12,8 +12,8 @@ from quantkit.layout import counted
 from quantkit.methods import Methods
 from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.records import BaseReference, Parent
-from quantkit_tools.quantize_planning import QuantizeJob
-from quantkit_tools.quantizing import Making
+from quantkit_tools.quantizing.making import Making
+from quantkit_tools.quantizing.planning import QuantizeJob
 
 SFT = "sft"
 KEPT_OF_DATA = ("dataset", "fingerprint", "system_prompt", "name_settings")

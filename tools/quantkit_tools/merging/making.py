@@ -18,11 +18,12 @@ from quantkit.environment import describe_environment
 from quantkit.files import remove_work
 from quantkit.memory import MemoryLog, free_bytes
 from quantkit.merging.report import ReportRows, observe_reference
+from quantkit.merging.requantize import requantize
 from quantkit.methods import Methods
 from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.records import ArtifactRecord, MergeRecord
-from quantkit_tools.merge_check import MergeCheck, check_merged
-from quantkit_tools.merge_planning import MergeJob
+from quantkit_tools.merging.check import MergeCheck, check_merged
+from quantkit_tools.merging.planning import MergeJob
 
 if TYPE_CHECKING:
     from quantkit.merging.prepared import Merged
@@ -148,7 +149,6 @@ def _requantized(merging: Merging, tokenizer: Any) -> dict[str, Any]:
     from quantkit.modeling import load_source
     from quantkit.saving import save_artifact
     from quantkit.storable import store_dense_as
-    from quantkit_tools.merge_in_run import quantize_again
 
     job, memory, methods = merging.job, merging.memory, merging.methods
     with memory.stage("merge"):
@@ -159,7 +159,7 @@ def _requantized(merging: Merging, tokenizer: Any) -> dict[str, Any]:
         work = QuantizationWork(
             device=job.device, folder=job.work, identity=job.opened.artifact, report=lambda _: bar.advance(1)
         )
-        model = quantize_again(model, job.recipe, methods, merging.calibration, work)
+        model = requantize(model, job.recipe, methods, merging.calibration, work)
     record = _record(merging).to_dict()
     written = save_artifact(
         job.target,

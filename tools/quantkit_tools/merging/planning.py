@@ -15,10 +15,10 @@ from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.names import ArtifactName, format_name, parse_name
 from quantkit_registry.records import RECORD_FILE, ArtifactRecord, BaseReference, Parent, read_record
 from quantkit_registry.store import Registry, default_root
-from quantkit_tools.merge_flags import MergeConfig
+from quantkit_tools.merging.flags import MergeConfig
 from quantkit_tools.opening import Opened, open_path, require_base
 from quantkit_tools.planning import MERGES
-from quantkit_tools.quantize_planning import Sizes
+from quantkit_tools.quantizing.planning import Sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,10 @@ from quantkit.console import Column
 from quantkit.errors import UsageError, VerificationError
 from quantkit.evaluation.comparison import Comparison, compare_all
 from quantkit.evaluation.results import ArtifactResult, TaskResult
-from quantkit.evaluation.table import metric_text
+from quantkit.evaluation.table import metric_text, table_of
 
+SCHEMA_VERSION = 1
+"""Of the object that `quantkit evaluate --json` prints."""
 COLUMNS = (
     Column("data\nmeasure"),
     Column("pair"),
@@ -57,6 +59,16 @@ def check_baseline(baseline: str | None, paths: Sequence[str]) -> None:
     """Raise `UsageError`, before anything is evaluated, where the baseline is none of the paths and no name of one."""
     if baseline is not None and baseline not in {*paths, *(Path(path).name for path in paths)}:
         raise UsageError(f"--baseline {baseline!r} is none of what is to be evaluated: {', '.join(paths)}")
+
+
+def show(artifacts: list[ArtifactResult], *, baseline: str | None = None) -> dict[str, Any]:
+    """Print one table of all results and one of their paired comparisons; return the latter as plain JSON data."""
+    if artifacts:
+        columns, rows, caption = table_of(artifacts)
+        console.table("Evaluation", columns, rows, caption=caption)
+    compared = compare_artifacts(artifacts, baseline=baseline)
+    show_comparisons(compared)
+    return compared.to_dict()
 
 
 def compare_artifacts(artifacts: Sequence[ArtifactResult], *, baseline: str | None = None, seed: int = 0) -> Compared:

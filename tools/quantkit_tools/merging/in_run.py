@@ -20,12 +20,13 @@ from quantkit.errors import UsageError, VerificationError
 from quantkit.fidelity import compare_logits, probe_logits
 from quantkit.memory import MemoryLog
 from quantkit.merging.report import Reference, ReportRows, observe_reference
+from quantkit.merging.requantize import requantize
 from quantkit.methods import Methods
-from quantkit.plan import QuantizationPlan
 from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.hub import cached_folder
 from quantkit_registry.records import ArtifactRecord
-from quantkit_tools.merge_check import LARGEST_MEAN_KL, MergeCheck, check_merged
+from quantkit_tools.merging.check import LARGEST_MEAN_KL, MergeCheck, check_merged
+from quantkit_tools.merging.making import written_by
 from quantkit_tools.planning import RunPlan
 
 if TYPE_CHECKING:
@@ -80,8 +81,6 @@ class RunEnd:
             return self._stream(prepared, reference)
 
     def _stream(self, prepared: "PreparedMerge", reference: Reference) -> dict[str, Any]:
-        from quantkit_tools.merge_making import written_by
-
         check = MergeCheck.of_run(self.run, reference, self.rows)
 
         def judge(folder: Path) -> dict[str, Any]:
@@ -193,7 +192,7 @@ def merge_in_memory(
     if run.merge_policy == "requantized":
         calibration = calibration_of(run, data, rows)
         work = QuantizationWork(device=run.device)
-        merged = quantize_again(merged, run.plan, methods, calibration, work)
+        merged = requantize(merged, run.plan, methods, calibration, work)
         said["requantized_on"] = calibration.to_dict()
     return merged, said
 
@@ -210,12 +209,3 @@ def calibration_of(run: RunPlan, data: "PreparedData", rows: ReportRows) -> Cali
     if found.calibration is None:
         raise VerificationError("no calibration text was taken although it was asked for")
     return found.calibration
-
-
-def quantize_again(
-    model: Any, plan: QuantizationPlan, methods: Methods, calibration: Calibration | None, work: QuantizationWork
-) -> Any:
-    """Return an exactly merged float32 model quantized by the recipe of its base, rounded with data."""
-    from quantkit.merging.requantize import requantize
-
-    return requantize(model, plan, methods, calibration, work)

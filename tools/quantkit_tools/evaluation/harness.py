@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import UsageError
 from quantkit.evaluation.results import TaskResult
+from quantkit_tools.evaluation.flags import Flags
 
 if TYPE_CHECKING:
     from quantkit.memory import MemoryLog
-    from quantkit_tools.evaluate import Flags
 
 ONLY_WITH = {"harness_include": None, "num_fewshot": None, "apply_chat_template": False}
 """Flags that say how lm-eval runs, with their defaults."""
 
 
-def check_harness(flags: "Flags") -> None:
+def check_harness(flags: Flags) -> None:
     """Raise `UsageError` where flags of the harness go with nothing, or the harness with what it cannot do."""
     if flags.harness is None:
         for name, default in ONLY_WITH.items():
@@ -35,14 +35,12 @@ def check_harness(flags: "Flags") -> None:
     require_harness()
 
 
-def harness_names(flags: "Flags") -> list[str]:
+def harness_names(flags: Flags) -> list[str]:
     """Return the names after `--harness`."""
     return [name for name in (item.strip() for item in (flags.harness or "").split(",")) if name]
 
 
-def run_harness(
-    flags: "Flags", model: Any, tokenizer: Any, memory: "MemoryLog", on_result: Callable[[TaskResult], None]
-) -> None:
+def run_harness(flags: Flags, model: Any, tokenizer: Any, memory: "MemoryLog", on_result: Callable[[TaskResult], None]) -> None:
     """Run the tasks of `--harness`, if any; `on_result` is given each one's result as soon as it is there."""
     names = harness_names(flags)
     if not names:

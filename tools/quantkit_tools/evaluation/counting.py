@@ -1,21 +1,23 @@
-"""Does a result that was filed answer what is asked now? By its rows and settings, never by its being there.
+"""Does a filed result answer what is asked now, and who is at work on it? Told by rows and settings, never by its being there.
 
 A result under the same task name, of other rows, another seed or another reference model, would otherwise stand in a table
 beside results that it cannot be compared with.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.evaluation.results import SCHEMA_VERSION as RESULT_SCHEMA
 from quantkit.files import artifact_hash
+from quantkit.locks import try_lock
 from quantkit_registry.adapters import ADAPTER_CONFIG
-from quantkit_registry.store import Artifact, Registry
-from quantkit_tools.evaluate import Flags
-from quantkit_tools.evaluate_computing import computed_otherwise
-from quantkit_tools.evaluate_reference import HASH_SHOWN, SOURCE
+from quantkit_registry.store import RESULTS, Artifact, Registry
+from quantkit_tools.evaluation.computing import computed_otherwise
+from quantkit_tools.evaluation.flags import Flags
+from quantkit_tools.evaluation.reference import HASH_SHOWN, SOURCE
 
 if TYPE_CHECKING:
     from quantkit.evaluation.tasks import Task
@@ -62,6 +64,24 @@ def reference_of(flags: Flags, registry: Registry, artifact: Artifact) -> str | 
     name = path.rstrip("/").rpartition("/")[2] if folder is None else folder.name
     known = artifact_hash(folder) if folder is not None and not (folder / ADAPTER_CONFIG).is_file() else None
     return f"{name} {known[:HASH_SHOWN]}" if known else name
+
+
+@contextmanager
+def claimed(flags: Flags, registry: Registry, artifact: str, tasks: "Sequence[Task]") -> "Iterator[list[Task]]":
+    """Yield the tasks to do on an artifact, locked until the end of the block: all, or with `--pending` those left."""
+    if not flags.pending:
+        yield list(tasks)
+        return
+    with ExitStack() as stack:
+        mine = [task for task in tasks if stack.enter_context(try_lock(lock_path(registry, artifact, task.name)))]
+        found = registry.results(artifact)
+        reference = None if flags.reference is None else reference_of(flags, registry, registry.find(artifact))
+        yield [task for task in mine if why_pending(found.get(task.name), task, flags, reference)]
+
+
+def lock_path(registry: Registry, artifact: str, task: str) -> Path:
+    """Return where the lock of one artifact and task stands; no result file begins with a dot."""
+    return registry.root / RESULTS / artifact / f".{task}.lock"
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""What `quantkit registry adopt` is made of: its flags, and the rows that a foreign adapter is looked at on."""

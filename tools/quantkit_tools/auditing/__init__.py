@@ -1,0 +1,1 @@
+"""What `quantkit audit` asks beyond the result files: what names claim, and what a registry has filed."""
