@@ -35,6 +35,8 @@ def least_recompute(
         return forecast_run(shape, settings.with_changes(recompute=text), constants)
 
     def fewest(full: int) -> int | None:
+        if fits(tried(full, 0)):  # where all blocks but one are whole, an MLP more may need more
+            return 0
         most = shape.blocks - full if has_mlps(shape) else 0
         count = bisect_left(range(most + 1), True, key=lambda selective: fits(tried(full, selective)))
         return None if count > most else count

@@ -14,7 +14,6 @@ from quantkit.forecasting.forecast import Forecast
 from quantkit.forecasting.nearest import lighter, settle
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
-from quantkit.plan import QuantizationPlan
 
 Preference = Literal["quality", "speed"]
 PREFERENCES = {
@@ -24,7 +23,6 @@ PREFERENCES = {
 }
 """Preference → the order in which things are given up."""
 LEAST_RANK, LEAST_LENGTH = 4, 128
-DEFAULT_OPTIM = "adamw_torch"
 SMALL_OPTIMIZER = "adamw_bnb_8bit"
 
 
@@ -39,21 +37,20 @@ class Fit:
 def fits(
     shape: ModelShape,
     start: RunSettings,
-    plans: Sequence[QuantizationPlan],
+    ways: Sequence[RunSettings],
     room_bytes: int,
     constants: Constants,
     *,
     prefer: Preference = "quality",
 ) -> Iterator[Fit]:
-    """Yield for each plan the first settings that fit, the plan of the best one first; nothing where none fits.
+    """Yield for each way the first settings that fit, the way of the best one first; nothing where none fits.
 
-    `plans` are the ways to hold the base, the most precise first; `start` has the settings that were asked for.
+    `start` has the settings that were asked for; `ways` are these with each way to hold the base, the most precise first.
     """
-    for settings in _shrunk(start):
+    for shrunk in zip(*map(_shrunk, ways), strict=True):
         found: list[tuple[tuple[int, int], Fit]] = []
-        for number, plan in enumerate(plans):
-            tried = settings.with_changes(plan=plan.with_changes(adapter=settings.adapter), optim=_optim(start, plan))
-            for place, step in enumerate(_lighter(tried)):
+        for number, settings in enumerate(shrunk):
+            for place, step in enumerate(_lighter(settings)):
                 first = settle(shape, step, constants, lambda other: other.peak_bytes <= room_bytes)
                 if first is not None:
                     key = (number, place) if prefer == "quality" else (place, number)
@@ -64,7 +61,7 @@ def fits(
             return
 
 
-def least(shape: ModelShape, start: RunSettings, plans: Sequence[QuantizationPlan], constants: Constants) -> Fit:
+def least(shape: ModelShape, start: RunSettings, ways: Sequence[RunSettings], constants: Constants) -> Fit:
     """Return the smallest of all settings that `fits` tries, for where none fits."""
     tried: list[Forecast] = []
 
@@ -72,11 +69,9 @@ def least(shape: ModelShape, start: RunSettings, plans: Sequence[QuantizationPla
         tried.append(forecast)
         return False
 
-    *_, smallest = _shrunk(start)
-    for plan in plans:
-        for step in _lighter(
-            smallest.with_changes(plan=plan.with_changes(adapter=smallest.adapter), optim=_optim(start, plan))
-        ):
+    for way in ways:
+        *_, smallest = _shrunk(way)
+        for step in _lighter(smallest):
             settle(shape, step, constants, never)
     found = min(tried, key=lambda forecast: forecast.peak_bytes)
     return Fit(found, given_up(start, found.settings))
@@ -96,12 +91,6 @@ def _shrunk(start: RunSettings) -> Iterator[RunSettings]:
                 break
             rank //= 2
         length //= 2
-
-
-def _optim(start: RunSettings, plan: QuantizationPlan) -> str:
-    """Return the optimizer that was asked for; where none was, the plan's own."""
-    own = start.plan.optim or DEFAULT_OPTIM
-    return plan.optim or DEFAULT_OPTIM if start.optim == own else start.optim
 
 
 def _lighter(settings: RunSettings) -> list[tuple[RunSettings, bool]]:

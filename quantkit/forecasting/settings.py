@@ -155,10 +155,20 @@ class RunSettings:
         return asdict(self) | {"plan": self.plan.to_dict()}
 
     @classmethod
-    def of(cls, config: "RunConfig", plan: QuantizationPlan, *, device: str, arithmetic: str, **known: Any) -> Self:
+    def of(
+        cls,
+        config: "RunConfig",
+        plan: QuantizationPlan,
+        *,
+        device: str,
+        arithmetic: str,
+        folds_exactly: bool = True,
+        **known: Any,
+    ) -> Self:
         """Return the settings of a run; `known` adds what config and plan do not say (tokens, processes, strategy, …).
 
-        `arithmetic` is the data type that training computes in (`quantkit.training.precision`).
+        `arithmetic` is the data type that training computes in (`quantkit.training.precision`); `folds_exactly` is false for a
+        method with a `post_train_merge` of its own (`Methods.folds_exactly`).
         """
         merges = config.merge_after_train and plan.adapter.kind != "NoPeft"
         settings: dict[str, Any] = {
@@ -172,17 +182,20 @@ class RunSettings:
             "offload": config.activation_offloading,
             "strategy": _strategy(config, known.get("processes", 1)),
             "merges": merges,
-            "folds_in_memory": merges and _folds_in_memory(config, plan),
+            "folds_in_memory": merges and _folds_in_memory(config, plan, exactly=folds_exactly),
             "save_dtype": config.save_dtype,
             "steps": config.max_steps if config.max_steps > 0 else None,
         }
         return cls(plan=plan, device=device.partition(":")[0], arithmetic=arithmetic, **(settings | known))
 
 
-def _folds_in_memory(config: "RunConfig", plan: QuantizationPlan) -> bool:
-    """Return whether files do not tell the folded model: rounded again, a base that PiSSA changed, a format not decoded."""
-    undecoded = plan.spec.is_quantized and plan.spec.format not in LEAVES and config.merge != "base"
-    return config.merge == "requantized" or plan.adapter.init_lora_weights == "pissa" or undecoded
+def _folds_in_memory(config: "RunConfig", plan: QuantizationPlan, *, exactly: bool) -> bool:
+    """Return whether files do not tell the folded model: rounded again, a base that PiSSA changed, or, unless it goes into the
+    original base, a format not decoded or a method's own merge."""
+    if plan.spec.is_quantized and config.merge == "base":
+        return plan.adapter.init_lora_weights == "pissa"
+    undecoded = plan.spec.is_quantized and plan.spec.format not in LEAVES
+    return config.merge == "requantized" or plan.adapter.init_lora_weights == "pissa" or undecoded or not exactly
 
 
 def _strategy(config: "RunConfig", processes: int) -> Strategy:

@@ -8,6 +8,16 @@ UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 
 
+def least_text(n: int) -> str:
+    """Return the least amount of two decimals that so many bytes fit into, as `parse_bytes` reads it.
+
+    >>> least_text(2_000_000_001), parse_bytes(least_text(2_000_000_001), where="--fit")
+    ('1.87GiB', 2007897211)
+    """
+    unit, size = next(((f"{name.upper()}iB", size) for name, size in reversed(UNITS.items()) if n >= size), ("KiB", UNITS["k"]))
+    return f"{-(-100 * n // size) / 100:.2f}{unit}"
+
+
 def parse_bytes(text: str, *, where: str) -> int:
     """Return the bytes that a text means; GB is 1000³, GiB and the bare letter 1024³.
 

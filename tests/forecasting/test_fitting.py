@@ -1,24 +1,33 @@
 """Are the settings that fit the first in the stated order, and is all said that they give up?"""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quantkit.errors import UsageError
 from quantkit.forecasting import CONSTANTS, read_shape
 from quantkit.forecasting.constants import GIB
-from quantkit.forecasting.fitting import fits
+from quantkit.forecasting.fitting import fits, least
 from quantkit.forecasting.machine import cpu_flags, expected_dtypes
-from quantkit.forecasting.sizes import parse_bytes
+from quantkit.forecasting.sizes import least_text, parse_bytes
 from quantkit.forecasting.timing import flops_per_token, measured_rate, rate_of_tokens, timing
 from quantkit.plan import AdapterPlan
 from tests.forecasting.runs import FULL, INT8, NF4, plan, settings
 
 SHAPE = read_shape("meta-llama/Llama-3.2-3B")
 START = settings(rows=8, length=1024)
-PLANS = [plan(), plan(INT8), plan(NF4, optim="paged_adamw_32bit")]
+NESTED = plan(NF4, optim="paged_adamw_32bit")
+
+
+def ways_of(start):
+    """Return settings with the base dense, in 8 and in 4 bits."""
+    held = [plan(), plan(INT8), NESTED]
+    changed = [start.with_changes(plan=other.with_changes(adapter=start.adapter)) for other in held]
+    return [*changed[:2], changed[2].with_changes(optim=NESTED.optim)]
 
 
 def first(room_gib, **named):
-    return list(fits(SHAPE, START, PLANS, round(room_gib * GIB), CONSTANTS, **named))
+    return list(fits(SHAPE, START, ways_of(START), round(room_gib * GIB), CONSTANTS, **named))
 
 
 def test_with_room_nothing_is_given_up():
@@ -41,12 +50,12 @@ def test_preferring_speed_gives_up_precision_before_recomputing():
 
 def test_rank_goes_before_length_and_only_when_no_base_fits():
     start = settings(adapter=AdapterPlan(r=256), rows=8, length=1024)
-    found = next(iter(fits(SHAPE, start, PLANS, round(4.5 * GIB), CONSTANTS)))
+    found = next(iter(fits(SHAPE, start, ways_of(start), round(4.5 * GIB), CONSTANTS)))
     assert found.given_up[0] == "the base in nf4 (QLORA)"
     assert found.forecast.settings.adapter.r < 256
     assert found.forecast.settings.adapter.lora_alpha == 32 * found.forecast.settings.adapter.r / 256
     assert found.forecast.settings.length == 1024
-    shorter = next(iter(fits(SHAPE, START, PLANS, round(3.2 * GIB), CONSTANTS)))
+    shorter = next(iter(fits(SHAPE, START, ways_of(START), round(3.2 * GIB), CONSTANTS)))
     assert (shorter.forecast.settings.length, shorter.given_up[-1]) == (256, "rows of 256 tokens")
 
 
@@ -56,9 +65,25 @@ def test_whatever_fits_is_no_larger_than_the_room_and_nothing_fits_nowhere():
     assert first(1) == []
 
 
+@pytest.mark.parametrize(("name", "recompute"), [("meta-llama/Llama-3.2-3B", "full"), ("meta-llama/Llama-2-7b-hf", "full:31")])
+def test_the_least_that_is_told_fits_into_exactly_that_and_into_no_byte_less(name, recompute):
+    shape, start = read_shape(name), settings(rows=1, length=512, merges=False, adapter=AdapterPlan(r=6))
+    found = least(shape, start, ways_of(start), CONSTANTS)
+    room = found.forecast.peak_bytes
+    assert found.forecast.settings.recompute == recompute
+    assert next(fits(shape, start, ways_of(start), room, CONSTANTS)).forecast.peak_bytes == room
+    assert not list(fits(shape, start, ways_of(start), room - 1, CONSTANTS))
+
+
+@given(st.integers(min_value=1, max_value=1 << 50))
+def test_a_least_that_is_told_is_never_rounded_down_and_reads_back(n):
+    told = parse_bytes(least_text(n), where="--fit")
+    assert n <= told <= n + max(n / 100, 11)
+
+
 def test_a_run_of_all_weights_may_take_an_optimizer_in_eight_bits():
     start = settings(adapter=FULL, rows=2, merges=False)
-    found = next(iter(fits(SHAPE, start, [plan(adapter=FULL)], 34 * GIB, CONSTANTS)))
+    found = next(iter(fits(SHAPE, start, [start], 34 * GIB, CONSTANTS)))
     assert found.forecast.settings.optim == "paged_adamw_8bit"
     assert "optimizer paged_adamw_8bit" in found.given_up
 

@@ -107,6 +107,15 @@ def test_what_files_do_not_tell_is_folded_in_in_memory(changes, spec, in_memory)
     assert RunSettings.of(config, made, device="cpu", arithmetic="float32").folds_in_memory is in_memory
 
 
+@pytest.mark.parametrize(
+    ("merge", "spec", "in_memory"), [("base", NF4, False), ("base", DENSE, True), ("dequantized", NF4, True)]
+)
+def test_a_merge_of_a_methods_own_is_in_memory_unless_it_goes_into_the_original_base(merge, spec, in_memory):
+    config = RunConfig(model_name_or_path="model", merge=merge)
+    found = RunSettings.of(config, plan(spec), device="cpu", arithmetic="float32", folds_exactly=False)
+    assert found.folds_in_memory is in_memory
+
+
 def test_of_several_gpus_ddp_copies_fsdp_splits_what_is_frozen_and_device_map_shares_blocks():
     one = forecast_run(SHAPE, settings(NF4, merges=False))
     found = {

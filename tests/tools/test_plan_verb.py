@@ -12,6 +12,7 @@ from quantkit import console
 from quantkit.errors import UsageError
 from quantkit.forecasting.bundled import DESCRIBED
 from quantkit.forecasting.constants import GIB
+from quantkit.forecasting.sizes import least_text
 from quantkit.methods import installed_methods
 from quantkit_tools import cli
 from quantkit_tools.plan import main
@@ -192,9 +193,14 @@ def test_where_nothing_fits_the_exit_code_is_3_and_nothing_is_made_up(capsys):
     least = data["least"]["forecast"]
     assert 2 * GIB < least["peak_bytes"] < data["asked"]["peak_bytes"]
     assert least["settings"]["length"] == 128
-    roomy = answered(capsys, *flags, f"{1.02 * least['peak_bytes'] / GIB:.2f}GiB")
-    assert roomy["fits"]
-    assert roomy["least"] is None
+    console.use_stdout()
+    assert main([*flags, "2GiB"]) == 3
+    printed = capsys.readouterr().out.split("the least that was tried takes ")[1].split(":")[0]
+    assert printed == least_text(least["peak_bytes"])
+    for enough in (printed, f"{least['peak_bytes'] / GIB:.12f}GiB"):
+        roomy = answered(capsys, *flags, enough)
+        assert roomy["fits"]
+        assert roomy["least"] is None
 
 
 def test_a_plan_for_a_cpu_says_that_training_chooses_its_arithmetic_as_the_dry_run_does(capsys):

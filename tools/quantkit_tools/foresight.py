@@ -25,6 +25,7 @@ from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
 from quantkit.forecasting.timing import flops_per_token
 from quantkit.memory import free_bytes, own_bytes
+from quantkit.methods import Methods
 from quantkit.processes import said_by_first, world_size
 from quantkit.recompute import AUTO
 from quantkit.spec import DENSE_BITS
@@ -65,7 +66,7 @@ class Foresight:
         return forecast_record(self.forecast, room_bytes=self.room_bytes, held_bytes=self.held_bytes, forced=refused)
 
 
-def foresee(run: RunPlan, data: "PreparedData | None", begun: "Start | None" = None) -> Foresight | None:
+def foresee(run: RunPlan, data: "PreparedData | None", begun: "Start | None" = None, *, methods: Methods) -> Foresight | None:
     """Return the forecast of a run over its rows; None, with a word why, for models whose shape cannot be told.
 
     Without rows, all are taken to be as long as settings let them be.
@@ -82,6 +83,7 @@ def foresee(run: RunPlan, data: "PreparedData | None", begun: "Start | None" = N
             run.plan,
             device=run.device,
             arithmetic=expected_arithmetic(run, shape),
+            folds_exactly=methods.folds_exactly(run.plan.method),
             **({} if data is None else _of_rows(fullest_batch(data.train, config, processes=processes))),
             **_split(run, processes),
         )

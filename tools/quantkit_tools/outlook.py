@@ -8,17 +8,18 @@ from typing import Any
 
 from quantkit.console import format_duration, say, warn
 from quantkit.layout import counted
+from quantkit.methods import Methods
 from quantkit_tools.foresight import Foresight, advice, doubt, expected_text, foresee, recomputed_text, there_text
 from quantkit_tools.plan_time import earlier_rate
 from quantkit_tools.planning import RunPlan
 
 
-def show_outlook(run: RunPlan) -> dict[str, Any] | None:
+def show_outlook(run: RunPlan, methods: Methods) -> dict[str, Any] | None:
     """Print memory and time that a run is expected to take, and whether it fits; return them as JSON data.
 
     None where nothing is trained, or the model's shape cannot be told.
     """
-    found = foresee(run, None) if run.trains else None
+    found = foresee(run, None, methods=methods) if run.trains else None
     if found is None:
         return None
     forecast = found.forecast

@@ -9,6 +9,7 @@ from quantkit.forecasting.choice import least_recompute
 from quantkit.forecasting.fitting import PREFERENCES, Fit, Preference, fits, given_up, least
 from quantkit.forecasting.forecast import Forecast
 from quantkit.forecasting.settings import RunSettings
+from quantkit.forecasting.sizes import least_text
 from quantkit.forecasting.storage import UNPACKED
 from quantkit.methods import Methods
 from quantkit.plan import QuantizationPlan, Stage
@@ -55,16 +56,16 @@ def fit_run(question: Asked, methods: Methods, room_bytes: int, *, prefer: Prefe
     config = question.config
     start = question.plan_of(methods, config.quant_method, question.adapter(), config.method_options)
     settings = question.settings(start, methods)
-    plans = [start] if chosen else _plans(question, methods, start)
+    ways = [question.settings(plan, methods) for plan in ([start] if chosen else _plans(question, methods, start))]
     room, found = room_bytes, list[Fit]()
     for room in (round(room_bytes / question.constants.high), room_bytes):
-        found = list(fits(question.shape, settings, plans, room, question.constants, prefer=prefer))
+        found = list(fits(question.shape, settings, ways, room, question.constants, prefer=prefer))
         if found:
             break
     whole = in_whole_batches(settings, found[0], room) if found else None
-    smallest = None if found else least(question.shape, settings, plans, question.constants)
-    ways = (*found[:1], *([whole] if whole else []), *found[1:])
-    return FitResult(room_bytes, question.forecast(start, methods), ways, smallest)
+    smallest = None if found else least(question.shape, settings, ways, question.constants)
+    proposed = (*found[:1], *([whole] if whole else []), *found[1:])
+    return FitResult(room_bytes, question.forecast(start, methods), proposed, smallest)
 
 
 def in_whole_batches(start: RunSettings, best: Fit, room_bytes: int) -> Fit | None:
@@ -122,7 +123,7 @@ def show_fit(question: Asked, found: FitResult, *, prefer: Preference) -> None:
     say(f"asked for: {run}: {format_bytes(found.wanted.peak_bytes)}")
     if found.least is not None:
         say(f"nothing fits into {room}: not with the shortest rows, the smallest rank and every other saving", style="bold")
-        say(f"the least that was tried takes {format_bytes(found.least.forecast.peak_bytes)}: {command(found.least)}")
+        say(f"the least that was tried takes {least_text(found.least.forecast.peak_bytes)}: {command(found.least)}")
         return
     columns = [Column("method"), Column("peak", "right"), Column("gives up")]
     rows = [

@@ -68,7 +68,8 @@ class Asked:
         _, arithmetic = expected_dtypes(self.device, self.config.compute_dtype)
         tokens = self.config.calib_rows * self.config.calib_length if methods.wants_calibration(plan) else 0
         known = {"calibration_tokens": tokens, **self.known}
-        return RunSettings.of(self.config, plan, device=self.device, arithmetic=arithmetic, **known)
+        exactly = methods.folds_exactly(plan.method)
+        return RunSettings.of(self.config, plan, device=self.device, arithmetic=arithmetic, folds_exactly=exactly, **known)
 
     def forecast(self, plan: QuantizationPlan, methods: Methods) -> Forecast:
         """Return the forecast of a plan."""

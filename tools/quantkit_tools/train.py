@@ -51,7 +51,7 @@ def _run(config: RunConfig, processes: Processes, held: ExitStack, *, dry_run: b
     plan = plan_run(config, methods)
     announce(plan)
     if dry_run:
-        expected = show_outlook(plan)
+        expected = show_outlook(plan, methods)
         if json:
             console.emit_json(plan.to_dict() | {"forecast": expected})
         return 0, plan.target
@@ -63,7 +63,7 @@ def _run(config: RunConfig, processes: Processes, held: ExitStack, *, dry_run: b
     if data is not None and plan.quantizes_base:
         with memory.stage("quantize base"), processes.one_first():
             plan = with_quantized_base(plan, data, tokenizer, methods)
-    foresight = None if data is None else foresee(plan, data, begun)
+    foresight = None if data is None else foresee(plan, data, begun, methods=methods)
     memory.forecast = require_room(foresight, force=config.force)
     if foresight is not None and processes.first:
         require_disk(plan, foresight.forecast)
