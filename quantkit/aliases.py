@@ -5,13 +5,12 @@ scripts. Upper and lower case, hyphens and underscores are the same. Two names f
 a converter per file format, would give one key two meanings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import PurePath
 from typing import Any
 
-from quantkit.config import RunConfig
 from quantkit.errors import PluginError, UsageError, did_you_mean
 from quantkit.spec import QuantMethod
 
@@ -58,7 +57,6 @@ BITS_METHODS: dict[int, tuple[str, ...]] = {
 }
 """quant_bits → the methods that it may stand beside; alone it means the first (4 bit with DoRa, VeRa or fp4: the second)."""
 
-SETTINGS = frozenset(item.name for item in fields(RunConfig))
 PASSED_ON = "seed"
 """The one setting that a method may have an option of the same name for: it gets the run's value."""
 PLAIN = (str, int, float, type(None), list, tuple, dict, PurePath)
@@ -76,8 +74,8 @@ def canonical(spelling: str) -> str:
     return RENAMED.get(name, name)
 
 
-def resolve(values: Mapping[str, Any], *, methods: Any = None) -> dict[str, Any]:
-    """Return field of `RunConfig` → value; `methods` (default: the installed ones) knows the methods' options.
+def resolve(values: Mapping[str, Any], settings: Set[str], *, methods: Any = None) -> dict[str, Any]:
+    """Return setting → value; `settings` are the names of all, `methods` (default: the installed ones) knows their options.
 
     Raises:
         UsageError: a key is unknown, two keys contradict each other, or the method does not exist.
@@ -97,13 +95,12 @@ def resolve(values: Mapping[str, Any], *, methods: Any = None) -> dict[str, Any]
     nested = given.pop("method_options", ("", None))[1] or {}
     if not isinstance(nested, Mapping):
         raise UsageError(f"method_options is {nested!r}; it must map option names to values")
-    options = _options(
-        {name: item for name, item in given.items() if name not in SETTINGS}, nested, method, methods, seed=given.get(PASSED_ON)
-    )
-    settings = {name: value for name, (_, value) in given.items() if name in SETTINGS}
-    if "model_name_or_path" not in settings:
+    flat = {name: item for name, item in given.items() if name not in settings}
+    options = _options(flat, nested, method, methods, settings, seed=given.get(PASSED_ON))
+    found = {name: value for name, (_, value) in given.items() if name in settings}
+    if "model_name_or_path" not in found:
         raise UsageError("no model is named; set model_name_or_path (MODEL, base_model) to a folder or a hub id")
-    return settings | {"quant_method": method, "method_options": options}
+    return found | {"quant_method": method, "method_options": options}
 
 
 def _installed() -> Any:
@@ -113,14 +110,14 @@ def _installed() -> Any:
 
 
 def _options(
-    flat: Given, nested: Mapping[str, Any], method: str, methods: Any, *, seed: tuple[str, Any] | None
+    flat: Given, nested: Mapping[str, Any], method: str, methods: Any, settings: Set[str], *, seed: tuple[str, Any] | None
 ) -> dict[str, Any]:
     """Return the method's options, converted; every other name is an error that says whose option it is, if anybody's.
 
     A method with an option `seed` gets the run's: one word, one number. Other names of run settings are no options.
     """
     own = [item.name for item in fields(methods.info(method).options)]
-    if shared := SETTINGS.intersection(own) - {PASSED_ON}:
+    if shared := settings & set(own) - {PASSED_ON}:
         raise PluginError(f"{methods.source(method)}: the options {', '.join(sorted(shared))} have the names of run settings")
     values: dict[str, Any] = {PASSED_ON: seed[1]} if PASSED_ON in own and seed is not None else {}
     for name, (spelling, value) in {**{str(key): (f"method_options.{key}", nested[key]) for key in nested}, **flat}.items():
@@ -132,7 +129,7 @@ def _options(
             owners = [other for other in methods.names if name in {item.name for item in fields(methods.info(other).options)}]
             if owners:
                 raise UsageError(f"{spelling}={value!r} is no option of {method} but of {', '.join(owners)}")
-            known = [*SETTINGS, *RENAMED, *TRANSLATED, *own]
+            known = [*settings, *RENAMED, *TRANSLATED, *own]
             raise UsageError(f"{spelling!r} is no setting and no option of {method}.{did_you_mean(name, known)}")
     checked = methods.options(method, values)
     return {name: getattr(checked, name) for name in values}
@@ -197,40 +194,8 @@ def _is_on(spelling: str, value: Any) -> bool:
     raise UsageError(f"{spelling} is {value!r}; it must be true or false")
 
 
-def with_choices(values: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values` with `choices` in their place, whatever names either uses; a newly chosen method drops the old options.
-
-    >>> with_choices({"base_model": "m", "quant_bits": 4, "lora_r": 8}, {"quant_method": "INT8", "lora_rank": 16})
-    {'base_model': 'm', 'quant_method': 'INT8', 'lora_rank': 16}
-    """
-    if isinstance(nested := values.get("method_options"), Mapping):
-        values = {key: value for key, value in values.items() if key != "method_options"} | dict(nested)
-    decided = {decides(key) for key in choices}
-    new_method = "quant_method" in decided and not _names_method(values, choices)
-
-    def is_kept(key: str) -> bool:
-        is_option = key == "method_options" or decides(key) not in SETTINGS
-        return decides(key) not in decided and not (is_option and new_method)
-
-    return {key: value for key, value in values.items() if is_kept(key)} | dict(choices)
-
-
-def decides(spelling: str) -> str:
-    """Return the setting or option that is decided under this name: `use_dora` decides `peft_config`."""
-    name = canonical(spelling)
-    return TRANSLATED.get(name, name)
-
-
-def _names_method(values: Mapping[str, Any], choices: Mapping[str, Any]) -> bool:
-    """Whether the chosen method is the one that `values` name already."""
-    named = [
-        {str(item).lower() for key, item in each.items() if canonical(key) == "quant_method"} for each in (values, choices)
-    ]
-    return bool(named[0]) and named[0] == named[1]
-
-
-def script_settings(namespace: Mapping[str, Any], *, where: str, methods: Any = None) -> dict[str, Any]:
-    """Pick the settings out of a script's globals: names, as they are spelt, to plain values.
+def script_settings(namespace: Mapping[str, Any], settings: Set[str], *, where: str, methods: Any = None) -> dict[str, Any]:
+    """Pick the settings out of a script's globals: names, as they are spelt, to plain values; `settings` are the names of all.
 
     Names that start with an underscore, and what is no plain value (modules, classes, functions), are the script's own.
 
@@ -239,7 +204,7 @@ def script_settings(namespace: Mapping[str, Any], *, where: str, methods: Any = 
     """
     methods = methods or _installed()
     options = {item.name for name in methods.names for item in fields(methods.info(name).options)}
-    known = {*SETTINGS, *RENAMED, *TRANSLATED, *options}
+    known = {*settings, *RENAMED, *TRANSLATED, *options}
     picked = {}
     for spelling, value in namespace.items():
         if spelling.startswith("_") or not isinstance(value, PLAIN):

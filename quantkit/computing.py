@@ -11,7 +11,7 @@ A CPU is told by its instructions, not by timing a product as training does: two
 from collections.abc import Iterator
 from typing import Any
 
-from quantkit.backends import dtype_name, is_torchao
+from quantkit.backends.facts import dtype_name, is_torchao
 from quantkit.errors import UsageError
 from quantkit.layout import format_bytes
 from quantkit.spec import DENSE_BITS

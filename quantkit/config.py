@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
+from quantkit.aliases import resolve, script_settings
 from quantkit.errors import UsageError, did_you_mean
 from quantkit.options import check_value
 from quantkit.plan import PEFT_KINDS, AdapterPlan, AdapterStart, PeftKind
@@ -213,10 +214,8 @@ class RunConfig:
         Raises:
             UsageError: a key is unknown, two keys contradict each other, or a value does not fit.
         """
-        from quantkit.aliases import resolve
-
         try:
-            return cls(**resolve(values, methods=methods))
+            return cls(**resolve(values, SETTINGS, methods=methods))
         except UsageError as error:
             text = str(error).removeprefix("settings: ")
             raise type(error)(f"{where}: {text}") from None
@@ -228,10 +227,9 @@ class RunConfig:
         Plain values under UPPER_CASE names are settings, unknown ones errors. Lower-case names count where they are
         settings; a lower-case plain value that looks like a misspelt setting is an error, others are the script's own.
         """
-        from quantkit.aliases import script_settings
-
         script = str(namespace.get("__file__", "the script"))
-        return cls.from_mapping(script_settings(namespace, where=script, methods=methods), where=script, methods=methods)
+        values = script_settings(namespace, SETTINGS, where=script, methods=methods)
+        return cls.from_mapping(values, where=script, methods=methods)
 
     def with_changes(self, **changes: Any) -> Self:
         """Return a copy with these fields replaced."""
@@ -268,6 +266,7 @@ class RunConfig:
         )
 
 
+SETTINGS = frozenset(item.name for item in fields(RunConfig))
 LISTS = ("target_modules", "modules_to_save", "report_to", "name_settings", "accept_changes")
 
 

@@ -115,6 +115,14 @@ def refuse_missing_folder(path: str) -> None:
         raise UsageError(f"{path}: no such folder; it looks like a local path, so it was not looked for on the hub")
 
 
+def refuse_folder_without_model(folder: Path) -> None:
+    """Refuse a folder that is there and holds no `config.json`; an adapter's is told from others."""
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        what = "an adapter; fold it in (quantkit merge) or name its base" if adapter else "not a model folder"
+        raise UsageError(f"{folder}: no config.json: {what}")
+
+
 def _silence_of(endpoint: str) -> str:
     """Return why there is no answer from the hub; empty where there is one."""
     patience_s = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or PATIENCE_S)

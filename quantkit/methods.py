@@ -16,6 +16,7 @@ from quantkit.discovery import DISPATCHED, Plugins, Source
 from quantkit.errors import PluginError, QuantkitError, UnknownMethodError, UsageError, did_you_mean
 from quantkit.options import build_options
 from quantkit.plan import MethodInfo, PlanContext, QuantizationPlan, Stage
+from quantkit.shared_hooks import fold_into_dense
 
 __all__ = ["DISPATCHED", "Methods", "Source", "installed_methods", "require_usable"]
 
@@ -130,8 +131,6 @@ class Methods(Plugins):
 
         Its owner takes `shared_hooks.fold_into_dense`, and nobody's wrapper wants to see the hook.
         """
-        from quantkit.shared_hooks import fold_into_dense
-
         wrapped = any(hook.wrapper or hook.hookwrapper for hook in self._manager.hook.post_train_merge.get_hookimpls())
         return not wrapped and getattr(self._owners[self.info(name).name], "post_train_merge", None) is fold_into_dense
 

@@ -20,16 +20,17 @@ from quantkit.adapters import (
 from quantkit.bases import READ_HERE, as_stored, stored_format, stored_kwargs, with_packed_layers
 from quantkit.calibration import Calibration, QuantizationWork
 from quantkit.computing import compute_in
+from quantkit.devices import resolve_compute_dtype, resolve_device
 from quantkit.environment import quiet_libraries
 from quantkit.errors import UsageError, VerificationError
-from quantkit.hub import fetch, one_line, refuse_missing_folder
+from quantkit.hub import fetch, one_line, refuse_folder_without_model, refuse_missing_folder
+from quantkit.kernel_caches import limit_kernel_caches
 from quantkit.layers import linear_layers
 from quantkit.measure import MEASURED, check_model, loaded_spec
 from quantkit.methods import Methods
 from quantkit.placement import check_placed, placement
 from quantkit.plan import QuantizationPlan
-from quantkit.processes import local_rank, world_size
-from quantkit.spec import DENSE_BITS, QuantizationSpec
+from quantkit.spec import QuantizationSpec
 
 __all__ = [
     "ModelSource",
@@ -49,6 +50,7 @@ __all__ = [
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 quiet_libraries()
+limit_kernel_caches()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,51 +68,6 @@ class ModelSource:
     """Recipe by which the base is quantized while loading; None: the weights are read as they are stored."""
     spec: QuantizationSpec
     """What the loaded weights (an adapter's base) must measure as."""
-
-
-def resolve_device(device: str) -> str:
-    """Return the device to use: `auto` is CUDA where there is one, else the CPU; of several processes each has its own GPU.
-
-    Raises:
-        UsageError: a CUDA device was asked for that is not there, or the name means nothing to torch.
-    """
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and world_size() > 1:
-        if device not in ("cuda", own := f"cuda:{local_rank()}"):
-            raise UsageError(
-                f"device is {device!r}, but each of {world_size()} processes has a GPU of its own; use auto or cuda"
-            )
-        device = own
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"device is {device!r}; use auto, cpu, cuda or cuda:N") from None
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device is {device!r} but torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu")
-    return device
-
-
-def resolve_compute_dtype(compute_dtype: str, device: str) -> str:
-    """Return the data type to compute in: `auto` is bfloat16 (else float16) on CUDA; float32 on CPUs without AMX.
-
-    In float32 a merge can be compared with adapter on base to 1e-4. Training measures by itself which data type multiplies
-    faster on a CPU (`quantkit.training.precision`).
-
-    Raises:
-        UsageError: the name is no dense data type.
-    """
-    import torch
-
-    if compute_dtype != "auto":
-        if compute_dtype not in DENSE_BITS:
-            raise UsageError(f"compute_dtype is {compute_dtype!r}; use auto, {', '.join(DENSE_BITS)}")
-        return compute_dtype
-    if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
 
 
 def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -253,14 +210,6 @@ def _with_adapter(model: Any, path: str) -> Any:
         model = PeftModel.from_pretrained(model, folder, is_trainable=False, autocast_adapter_dtype=True)
     check_adapter_tensors(stored, set(get_peft_model_state_dict(model)), where=path)
     return model.eval()
-
-
-def refuse_folder_without_model(folder: Path) -> None:
-    """Refuse a folder that is there and holds no `config.json`; an adapter's is told from others."""
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        what = "an adapter; fold it in (quantkit merge) or name its base" if adapter else "not a model folder"
-        raise UsageError(f"{folder}: no config.json: {what}")
 
 
 def _refuse_unreadable(folder: Path) -> None:

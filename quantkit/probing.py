@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -22,16 +21,13 @@ LONG_PATIENCE_S = 30.0
 """Seconds that it may take when its own method is asked for by name."""
 GIVEN_UP_S = 10.0
 """Seconds after which a process that does not end by itself is ended."""
-BUSIEST = 4.0
-"""How many times more than that on a busy machine."""
-LONGEST_ANSWER = 2000
 VARIABLE = "QUANTKIT_PROBING"
 """Set while a plugin of others is imported: there plugins are not looked for again."""
 LATE = "Timeout ("
 """How `faulthandler` begins when time is up."""
 BOOT = (
     "import json, sys, time; began = time.perf_counter(); given = json.loads(sys.argv[1]); sys.path[:] = given['path'];"
-    " from quantkit.probing import answer; answer(given, began)"
+    " from quantkit.probed import answer; answer(given, began)"
 )
 
 
@@ -97,31 +93,6 @@ def start_probe(candidate: Candidate, patience_s: float = PATIENCE_S) -> Probe:
         start_new_session=True,
     )
     return Probe(candidate, process, patience_s)
-
-
-def answer(given: dict[str, object], began: float) -> None:
-    """Import one plugin, say on stdout what became of it, and leave without running what it put off to the end."""
-    import faulthandler
-    import tempfile
-    import threading
-
-    from quantkit.discovery import Plugins
-
-    busy = min(max((time.perf_counter() - began) / max(time.process_time(), 0.01), 1.0), BUSIEST)
-    sink = tempfile.TemporaryFile()  # noqa: SIM115  # for as long as the process lives
-    channel = os.dup(1)
-    os.dup2(sink.fileno(), 1)
-    faulthandler.dump_traceback_later(float(str(given["patience_s"])) * busy, exit=True, file=channel)
-    fault = Plugins().fault_of(Candidate(str(given["name"]), str(given["value"]), str(given["distribution"])))
-    started = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
-    if started and not fault:
-        fault = f"starts the thread {started[0]!r} when it is imported; start it in a hook"
-    faulthandler.cancel_dump_traceback_later()
-    with suppress(OSError, ValueError, AttributeError):
-        sys.stdout.flush()
-    said = {"fault": fault[:LONGEST_ANSWER], "printed": os.fstat(1).st_size}
-    os.write(channel, json.dumps(said).encode())
-    os._exit(0)
 
 
 @contextmanager

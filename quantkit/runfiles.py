@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantkit.aliases import RENAMED, SETTINGS, TRANSLATED, canonical
-from quantkit.config import RunConfig
+from quantkit.aliases import RENAMED, TRANSLATED, canonical
+from quantkit.config import SETTINGS, RunConfig
 from quantkit.errors import UsageError, did_you_mean
 
 SUFFIXES = (".json", ".toml", ".yaml", ".yml")

@@ -26,7 +26,7 @@ def prepare_unpacked(model: Any) -> Any:
 @hookimpl
 def fold_into_dense(model: Any) -> Any:
     """Fold the adapters into the dequantized base; the result is float32 and rounds no activations."""
-    from quantkit.merging import fold_adapters
+    from quantkit.merging.fold import fold_adapters
 
     return fold_adapters(model)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.modeling import one_line, refuse_folder_without_model, refuse_missing_folder
+from quantkit.hub import one_line, refuse_folder_without_model, refuse_missing_folder
 
 CONFIG = "config.json"
 

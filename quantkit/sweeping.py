@@ -11,8 +11,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
-from quantkit.aliases import RENAMED, SETTINGS, TRANSLATED, canonical, with_choices
-from quantkit.config import NOT_IN_NAMES, MergePolicy, RunConfig
+from quantkit.aliases import RENAMED, TRANSLATED, canonical
+from quantkit.choices import with_choices
+from quantkit.config import NOT_IN_NAMES, SETTINGS, MergePolicy, RunConfig
 from quantkit.errors import UsageError, did_you_mean
 from quantkit.runfiles import read_data
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from quantkit.aliases import RENAMED, SETTINGS, TRANSLATED, canonical, with_choices
-from quantkit.config import RunConfig
+from quantkit.aliases import RENAMED, TRANSLATED, canonical
+from quantkit.choices import with_choices
+from quantkit.config import SETTINGS, RunConfig
 from quantkit.errors import PluginError, UnknownMethodError, UsageError
 from quantkit.methods import installed_methods
 from tests.settings_methods import settings_methods

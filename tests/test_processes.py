@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from quantkit import joining
 from quantkit import processes as module
 from quantkit.console import say, silence, table
 from quantkit.errors import QuantkitError, UsageError, VerificationError
+from quantkit.joining import together
 from quantkit.modeling import resolve_device
-from quantkit.processes import Processes, said_by_first, together
+from quantkit.processes import Processes, said_by_first
 
 LOST = "[/gloo/transport/tcp/pair.cc:547] Connection closed by peer"
 
@@ -119,7 +121,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Processes:
     """A group that `together` takes for two processes."""
     group = Processes(first=True, size=1, store=None)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(module, "_joined", lambda _: group)
+    monkeypatch.setattr(joining, "_joined", lambda _: group)
     return group
 
 

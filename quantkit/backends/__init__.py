@@ -5,30 +5,12 @@ libraries: what a layer's weights are (`layer_facts`), what they are as float32 
 off before the first forward pass (`keep_layout`).
 """
 
-from dataclasses import dataclass
 from typing import Any
 
+from quantkit.backends.facts import LayerFacts, dtype_name, is_torchao
 from quantkit.errors import VerificationError
 
-
-@dataclass(frozen=True, slots=True)
-class LayerFacts:
-    """What the weights of one linear layer are; the fields are those of `QuantizationSpec`."""
-
-    weights_bits: int
-    weights_dtype: str
-    format: str = "dense"
-    group_size: int | None = None
-    symmetric: bool | None = None
-    double_quant: bool = False
-    activations_bits: int | None = None
-
-    def __str__(self) -> str:
-        parts = [self.weights_dtype, self.format]
-        parts += [f"group_size {self.group_size}"] if self.group_size is not None else []
-        parts += ["double_quant"] if self.double_quant else []
-        parts += [f"activations {self.activations_bits} bit"] if self.activations_bits is not None else []
-        return " ".join(parts)
+__all__ = ["LayerFacts", "dense_layer", "dtype_name", "is_torchao", "keep_layout", "layer_facts"]
 
 
 def layer_facts(module: Any) -> LayerFacts:
@@ -105,16 +87,6 @@ def keep_layout(model: Any) -> None:
 
             bitsandbytes.keep_layout(model)
             return
-
-
-def is_torchao(module: Any) -> bool:
-    """Whether a layer's weight is one of torchao's tensors; the library is not imported to find out."""
-    return type(getattr(module, "weight", None)).__module__.startswith("torchao.")
-
-
-def dtype_name(dtype: Any) -> str:
-    """Return `bfloat16` for `torch.bfloat16`."""
-    return str(dtype).removeprefix("torch.")
 
 
 def _is_bitsandbytes(module: Any) -> bool:

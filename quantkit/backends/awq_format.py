@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from quantkit.backends import LayerFacts
 from quantkit.backends.emission import StoredLinear, checked_layers, signed, unsigned
+from quantkit.backends.facts import LayerFacts
 from quantkit.errors import UsageError
 from quantkit.numerics.grids import QuantizedWeight
 from quantkit.numerics.packing import AwqTensors, pack_awq, unpack_awq

@@ -23,7 +23,7 @@ from functools import cache, partial, wraps
 from importlib import import_module
 from typing import Any
 
-from quantkit.backends import LayerFacts, dtype_name
+from quantkit.backends.facts import LayerFacts, dtype_name
 from quantkit.errors import VerificationError
 from quantkit.plan import QuantizationPlan
 from quantkit.spec import DENSE_BITS

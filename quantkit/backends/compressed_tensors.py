@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from quantkit.backends import LayerFacts, dtype_name
 from quantkit.backends.compressed_layout import quantization_config, storage_format
 from quantkit.backends.emission import checked_layers
+from quantkit.backends.facts import LayerFacts, dtype_name
 from quantkit.errors import UsageError, VerificationError
 from quantkit.files import read_json
 from quantkit.numerics.float8 import round_tokens_to_float8

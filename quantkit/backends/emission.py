@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from quantkit.backends import LayerFacts
+from quantkit.backends.facts import LayerFacts
 from quantkit.errors import UsageError
 from quantkit.numerics.grids import QuantizedWeight
 

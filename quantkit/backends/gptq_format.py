@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from quantkit.backends import LayerFacts
 from quantkit.backends.emission import StoredLinear, checked_layers, signed, unsigned
+from quantkit.backends.facts import LayerFacts
 from quantkit.errors import UsageError, VerificationError
 from quantkit.numerics.grids import QuantizedWeight
 from quantkit.numerics.packing import GptqTensors, pack_gptq, unpack_bits, unpack_gptq

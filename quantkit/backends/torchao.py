@@ -18,7 +18,7 @@ from torchao.quantization.granularity import PerAxis, PerGroup, PerRow
 from torchao.quantization.quantize_.workflows.int8.int8_tensor import Int8Tensor
 from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import IntxUnpackedToInt8Tensor
 
-from quantkit.backends import LayerFacts, dtype_name, is_torchao
+from quantkit.backends.facts import LayerFacts, dtype_name, is_torchao
 from quantkit.errors import UsageError, VerificationError
 from quantkit.numerics.grids import QuantizedWeight, require_divisor
 from quantkit.plan import QuantizationPlan

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from quantkit.backends import LayerFacts
 from quantkit.backends.compressed_tensors import round_inputs, stored_layers
+from quantkit.backends.facts import LayerFacts
 from quantkit.errors import VerificationError
 from quantkit.files import read_json
 from quantkit.numerics.grids import QuantizedWeight

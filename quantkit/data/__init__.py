@@ -3,11 +3,12 @@ checks and labels the tokens, `prepare` runs all four. Nothing heavy is imported
 
 from quantkit.data.chat import ChatFormat
 from quantkit.data.collate import Collator
+from quantkit.data.conversations import to_conversations
 from quantkit.data.encode import EncodedRow
 from quantkit.data.findings import Findings
 from quantkit.data.prepare import PreparedData, ReadData, ReadSet, prepare_data, read_data
 from quantkit.data.report import DataReport
-from quantkit.data.schemas import Conversation, to_conversations
+from quantkit.data.schemas import Conversation
 from quantkit.data.sources import DatasetRef, Rows, parse_dataset, read_rows
 from quantkit.data.tasks import DATASETS, DatasetInfo, dataset_info
 

@@ -7,15 +7,13 @@ change what is trained without being asked. Only columns that several data sets 
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from quantkit.data.findings import normalised, shown
+from quantkit.data.schemas import KINDS, Conversation
 from quantkit.data.tasks import DATASETS, NO_ANSWER, DatasetInfo
 from quantkit.errors import UsageError
 from quantkit.evaluation.answers import AROUND, choice_label, last_boxed, lettered_options, normal_label, stated_label
-
-if TYPE_CHECKING:
-    from quantkit.data.schemas import Conversation
 
 Fit = Literal["fits", "doubtful", "unfit"]
 SHARED = "answer"
@@ -71,14 +69,14 @@ RULES: dict[str, tuple[str, Callable[[str, str, bool], Fit]]] = {
 """Built-in name → what it asks for, and whether an answer can be that."""
 
 
-def judged(task: DatasetInfo, found: Iterable["Conversation"], columns: Iterable[str]) -> list[tuple["Conversation", Fit]]:
+def judged(task: DatasetInfo, found: Iterable[Conversation], columns: Iterable[str]) -> list[tuple[Conversation, Fit]]:
     """Return each row whose answer stands in a shared column with how it fits the data set."""
     rule, context = RULES[task.name][1], "context" in set(columns)
     return [(item, rule(item.prompt[-1]["content"], item.response, context)) for item in found if item.column == SHARED]
 
 
 def require_fit(
-    task: DatasetInfo, found: Sequence["Conversation"], columns: Iterable[str], *, source: str, place: Callable[[int], str]
+    task: DatasetInfo, found: Sequence[Conversation], columns: Iterable[str], *, source: str, place: Callable[[int], str]
 ) -> None:
     """Raise `UsageError` where most answers cannot be what the data set asks for; it names the first one and a better name."""
     columns = set(columns)
@@ -95,9 +93,7 @@ def require_fit(
     )
 
 
-def _all_fit(task: DatasetInfo, found: Sequence["Conversation"], columns: set[str]) -> bool:
-    from quantkit.data.schemas import KINDS
-
+def _all_fit(task: DatasetInfo, found: Sequence[Conversation], columns: set[str]) -> bool:
     return any(set(KINDS[kind].columns) <= columns for kind in task.kinds) and all(
         fit == "fits" for _, fit in judged(task, found, columns)
     )

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quantkit.data.chat import ChatFormat
+from quantkit.data.conversations import to_conversations
 from quantkit.data.encode import Encoded, EncodedRow, encode
 from quantkit.data.findings import Findings, OnBadRows, normalised
 from quantkit.data.report import DataReport, TokenCounts
-from quantkit.data.schemas import Conversation, kind_of, to_conversations
+from quantkit.data.schemas import Conversation, kind_of
 from quantkit.data.sources import DatasetRef, Rows, parse_dataset, read_rows, split_files
 from quantkit.errors import UsageError
 

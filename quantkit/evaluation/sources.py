@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantkit.data.arithmetic import arithmetic_data
-from quantkit.data.schemas import Conversation, to_conversations
+from quantkit.data.conversations import to_conversations
+from quantkit.data.schemas import Conversation
 from quantkit.data.sources import DatasetRef, Rows, parse_dataset, read_rows, split_files
 from quantkit.errors import UsageError, did_you_mean
 from quantkit.evaluation.answers import Option

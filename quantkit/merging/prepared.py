@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from quantkit.errors import UsageError
 from quantkit.files import new_folder
@@ -31,11 +31,9 @@ from quantkit.merging.refusals import (
     recorded_fingerprint,
     recorded_plan,
 )
+from quantkit.methods import Methods, installed_methods
 from quantkit.plan import AdapterPlan, QuantizationPlan
 from quantkit.spec import DENSE_BITS
-
-if TYPE_CHECKING:
-    from quantkit.methods import Methods
 
 Policy = Literal["dequantized", "base"]
 MAX_SHARD_BYTES = 5_000_000_000
@@ -136,7 +134,7 @@ def prepare_merge(
     recipe: QuantizationPlan | None = None,
     recorded_base: str | None = None,
     force_base: str | None = None,
-    methods: "Methods | None" = None,
+    methods: Methods | None = None,
     device: str = "cpu",
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -204,7 +202,7 @@ def local_folder(path: str, revision: str | None = None) -> Path:
 
 
 def _load_kwargs(
-    folder: Path, policy: Policy, recipe: QuantizationPlan | None, methods: "Methods | None", *, where: Path
+    folder: Path, policy: Policy, recipe: QuantizationPlan | None, methods: Methods | None, *, where: Path
 ) -> dict[str, Any]:
     """Return what the recipe passed to `from_pretrained`; empty where the base was taken as it is stored."""
     from quantkit.bases import stored_format
@@ -225,8 +223,6 @@ def _load_kwargs(
         )
     if not recipe.spec.is_quantized:
         return {}
-    from quantkit.methods import installed_methods
-
     kwargs = (methods or installed_methods()).load_kwargs(recipe)
     if not kwargs:
         raise UsageError(

@@ -18,7 +18,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from quantkit.processes import is_first, together
+from quantkit.joining import together
+from quantkit.processes import is_first
 from quantkit.training import loop
 from quantkit.training.loop import StepTrainer
 from quantkit.training.sharding import trains_parts

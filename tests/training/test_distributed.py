@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from quantkit.data.arithmetic import arithmetic_data
 from quantkit.errors import UsageError
 from quantkit.files import verify_manifest
-from quantkit.processes import FSDP_WANTED
+from quantkit.joining import FSDP_WANTED
 from quantkit.training.checkpoints import RunState
 from quantkit.training.identity import check_same_run
 from quantkit.training.order import fillers

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, fields, make_dataclass
 from typing import Any, TypeVar, get_type_hints
 
-from quantkit.aliases import RENAMED, SETTINGS, TRANSLATED, canonical, with_choices
-from quantkit.config import RunConfig
+from quantkit.aliases import RENAMED, TRANSLATED, canonical
+from quantkit.choices import with_choices
+from quantkit.config import SETTINGS, RunConfig
 from quantkit.errors import UsageError, did_you_mean
 from quantkit.methods import Methods, installed_methods
 from quantkit.options import check_value

@@ -7,9 +7,10 @@ from pathlib import Path
 from quantkit import console
 from quantkit.config import RunConfig
 from quantkit.files import making
+from quantkit.joining import together
 from quantkit.memory import MemoryLog
 from quantkit.methods import installed_methods
-from quantkit.processes import INTERRUPTED, Processes, together
+from quantkit.processes import INTERRUPTED, Processes
 from quantkit_tools import stages
 from quantkit_tools.disk_room import require_disk
 from quantkit_tools.flags import parse_train_flags

@@ -7,18 +7,18 @@ compare with nobody's. Needs the extra `harness`.
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from quantkit.errors import QuantkitError, UsageError
+from quantkit.evaluation.harness.groups import group_result
 from quantkit.evaluation.harness.model import SOFTMAX_DTYPE, quiet, require_harness, wrap
+from quantkit.evaluation.harness.tasks import KIND, filed_as, load_tasks
 from quantkit.evaluation.results import Cost, TaskResult
 from quantkit.memory import MemoryLog
 
-KIND = "harness"
 BOOTSTRAPS = 1000
 """Draws behind the standard errors that lm-eval itself reports where it has no formula."""
 
@@ -52,9 +52,6 @@ def evaluate_harness(
         raise UsageError(f"limit is {limit}; at least one row is needed")
     if apply_chat_template and not getattr(tokenizer, "chat_template", None):
         raise UsageError("--apply-chat-template: the model's tokenizer has no chat template; leave the flag out")
-    from quantkit.evaluation.harness.groups import group_result
-    from quantkit.evaluation.harness.tasks import load_tasks
-
     log, training = MemoryLog() if memory is None else memory, model.training
     settings = {
         "harness": "lm-eval",
@@ -157,16 +154,6 @@ class _Run:
             )
         except Exception as error:
             raise QuantkitError(f"lm-eval task {name} failed: {type(error).__name__}: {error}") from error
-
-
-def filed_as(name: str) -> str:
-    """Return the name that results of a task of lm-eval are filed under.
-
-    >>> filed_as("arc_challenge"), filed_as("leaderboard::bbh/x")
-    ('harness.arc_challenge', 'harness.leaderboard-bbh-x')
-    """
-    stem = name.rsplit("/", 1)[-1] if name.endswith(".yaml") else name
-    return f"{KIND}." + re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:80]
 
 
 def _source(name: str, task: Any) -> str:

@@ -12,14 +12,13 @@ from dataclasses import replace
 from typing import Any
 
 from quantkit.errors import VerificationError
+from quantkit.evaluation.harness.tasks import filed_as
 from quantkit.evaluation.results import Cost, TaskResult
 from quantkit.evaluation.statistics import Floor, Score, share_score
 
 
 def group_result(group: Any, members: Mapping[str, TaskResult], reported: Mapping[str, Mapping[str, Any]]) -> TaskResult:
     """Return the result of a group that aggregates; `reported` is what lm-eval says of each member."""
-    from quantkit.evaluation.harness import filed_as
-
     numbers, parts = group.aggregate(dict(reported)), list(members.values())
     scores: dict[str, Score] = {}
     for wanted in group.aggregate_metric_list:

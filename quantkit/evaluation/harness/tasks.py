@@ -14,6 +14,9 @@ from typing import Any
 
 from quantkit.errors import UsageError, did_you_mean
 
+KIND = "harness"
+"""Kind of every result that lm-eval gave."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -21,6 +24,16 @@ class Loaded:
 
     tasks: dict[str, Any]
     groups: dict[str, Any]
+
+
+def filed_as(name: str) -> str:
+    """Return the name that results of a task of lm-eval are filed under.
+
+    >>> filed_as("arc_challenge"), filed_as("leaderboard::bbh/x")
+    ('harness.arc_challenge', 'harness.leaderboard-bbh-x')
+    """
+    stem = name.rsplit("/", 1)[-1] if name.endswith(".yaml") else name
+    return f"{KIND}." + re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:80]
 
 
 def load_tasks(names: Sequence[str], *, include: str | None = None, num_fewshot: int | None = None, seed: int = 0) -> Loaded:
