@@ -51,7 +51,7 @@ class RunConfig:
     dataset_name: str | None = None
     """Training rows: a built-in name, a file, a folder or a hub id; None saves a snapshot of the base, untrained."""
     eval_dataset_name: str | None = None
-    """Held-out rows whose loss is measured after training; None: none."""
+    """Held-out rows whose loss is measured before and after training, at most a tenth as many as are trained on; None: none."""
     system_prompt: str | None = None
     """System turn put before every row; None: the built-in data set's own, else none."""
     trunc_train: int | None = None

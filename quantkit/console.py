@@ -112,7 +112,10 @@ def emit_json(data: object) -> None:
 
 
 def table(title: str, columns: Sequence[str | Column], rows: Sequence[Sequence[object]], *, caption: str = "") -> None:
-    """Print a table; cells may be anything, see `layout.cell_text`. Where nothing gives a width each row is one line."""
+    """Print a table; cells may be anything, see `layout.cell_text`. Where nothing gives a width each row is one line.
+
+    Columns without names have no line of names.
+    """
     from rich.text import Text
 
     console = _console(_to_stderr)
@@ -122,6 +125,7 @@ def table(title: str, columns: Sequence[str | Column], rows: Sequence[Sequence[o
         heads, rows = [replace(item, name=joined(item.name)) for item in heads], [list(map(joined, row)) for row in rows]
     (head, *body), dropped = table_lines(heads, rows, console.width if has_width else UNLIMITED)
     width = max(len(line) for lines in (head, *body) for line in lines)
+    head = [line for line in head if line.strip()]
     styled = [(printable(title), "bold"), *((line, "bold") for line in head), ("─" * width, "dim")]
     styled += [(line, "") for lines in body for line in lines] if body else [("(none)", "dim")]
     below = [printable(line) for line in caption.split("\n") if line]

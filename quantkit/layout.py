@@ -170,6 +170,17 @@ def format_bytes(n: int) -> str:
     return f"{n} B"
 
 
+def digits(value: float, n: int = 3) -> str:
+    """Return a measured number with `n` digits that count, zeros at its end included, and no exponent below a million.
+
+    >>> [digits(value) for value in (1.1, 12.997, 0.02, 1234.5, 8.4e-05, 2.5e6)]
+    ['1.10', '13.0', '0.0200', '1,234', '8.40e-05', '2.50e+06']
+    """
+    if 10**n <= abs(value) < 1e6:
+        return f"{value:,.0f}"
+    return f"{value:#.{n}g}".rstrip(".")
+
+
 def counted(n: int, one: str, many: str = "") -> str:
     """Return a number with its noun; the plural is `one` with an s unless it is given.
 

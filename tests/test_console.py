@@ -154,6 +154,11 @@ def test_a_number_that_is_not_finite_is_no_json():
         console.emit_json({"loss": float("nan")})
 
 
+def test_columns_without_names_have_no_empty_line_for_them(capsys):
+    console.table("Plan", ["", ""], [["method", "QLORA"]])
+    assert capsys.readouterr().out.splitlines() == ["", "Plan", "─" * 13, "method  QLORA"]
+
+
 def test_an_empty_table_says_so(capsys):
     console.table("Artifacts", ["name", "bits"], [])
     assert "(none)" in capsys.readouterr().out

@@ -81,5 +81,5 @@ def within_noise(group: Sequence[Measured]) -> tuple[list[Difference], list[Find
 def _points(measured: Measured, metric: str) -> str:
     number = next(number for number in measured.numbers if number.name == metric)
     interval = interval_of(measured, number)
-    text = f"{100 * number.value:.1f} %"
+    text = f"{100 * number.value:.1f}%"
     return text if interval is None else f"{text} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"

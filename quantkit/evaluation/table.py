@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from quantkit.console import Column, format_bytes, format_duration
 from quantkit.evaluation.results import ArtifactResult, TaskResult
 from quantkit.evaluation.statistics import Score
+from quantkit.layout import digits
 
 Cell = Callable[[ArtifactResult, TaskResult], object]
 
@@ -49,14 +50,14 @@ def is_share(score: Score) -> bool:
 
 def value_text(score: Score) -> str:
     """Return a score's value for people."""
-    return f"{score.value:.1%}" if is_share(score) else f"{score.value:.3g}"
+    return f"{score.value:.1%}" if is_share(score) else digits(score.value)
 
 
 def interval_text(score: Score) -> str:
     """Return a score's interval for people."""
     if is_share(score):
         return f"{score.low * 100:.1f}–{score.high * 100:.1f}"
-    return f"{score.low:.3g}–{score.high:.3g}"
+    return f"{digits(score.low)}–{digits(score.high)}"
 
 
 def metric_text(name: str) -> str:
@@ -76,7 +77,7 @@ def _floor(_: ArtifactResult, result: TaskResult) -> object:
     floor = result.main.best_floor
     if floor is None:
         return None
-    return f"{floor.name}\n{floor.value:.1%}" if is_share(result.main) else f"{floor.name}\n{floor.value:.3g}"
+    return f"{floor.name}\n{floor.value:.1%}" if is_share(result.main) else f"{floor.name}\n{digits(floor.value)}"
 
 
 def _judged(_: ArtifactResult, result: TaskResult) -> object:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from quantkit.errors import UsageError
 from quantkit.fidelity import Fidelity, compare_logits, probe_logits
+from quantkit.layout import digits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +128,7 @@ class MergeReport:
     def lines(self) -> list[str]:
         """Return the report as sentences for the console."""
         kept = "the fine-tune gained nothing there" if self.gain_kept is None else f"{self.gain_kept:.1%} of the gain kept"
-        shown = {name: f"{_perplexity(getattr(self, f'loss_{name}')):.4g}" for name in ("base", "adapter", "merged")}
+        shown = {name: digits(_perplexity(getattr(self, f"loss_{name}")), 4) for name in ("base", "adapter", "merged")}
         rows = "held-out rows" if self.rows["held_out"] else "rows it was trained on"
         return [
             f"stored weights against adapter on its base: {self.stored}",

@@ -108,9 +108,9 @@ def _figures(report: DataReport) -> list[tuple[str, str]]:
         ("learnt per row, least", f"{counts.minimum:,}"),
         ("learnt per row, p1", f"{counts.p1:,}"),
         ("learnt per row, median", f"{counts.median:,}"),
-        ("learnt tokens", f"{counts.total:,} ({100 * counts.total / report.tokens:.1f} %)"),
+        ("learnt tokens", f"{counts.total:,} ({100 * counts.total / report.tokens:.1f}%)"),
         ("all tokens", f"{report.tokens:,}"),
-        ("rows cut", f"{report.truncated:,} ({100 * report.truncated / report.rows_used:.1f} %)"),
+        ("rows cut", f"{report.truncated:,} ({100 * report.truncated / report.rows_used:.1f}%)"),
         ("longest row", f"{report.longest:,} tokens"),
         ("repeated rows", f"{report.duplicates:,}"),
     ]

@@ -43,6 +43,6 @@ def of_all(count: int, total: int, what: str = "rows") -> str:
     """Return a count with its share.
 
     >>> of_all(12, 1000)
-    '12 of 1,000 rows (1.2 %)'
+    '12 of 1,000 rows (1.2%)'
     """
-    return f"{count:,} of {total:,} {what} ({100 * count / max(1, total):.{0 if count == total else 1}f} %)"
+    return f"{count:,} of {total:,} {what} ({100 * count / max(1, total):.{0 if count == total else 1}f}%)"

@@ -31,7 +31,7 @@ def cut(look: Look) -> Iterator[Finding]:
         found = f"{label}{of_all(len(longer), len(lengths))} are longer than max_length={limit} and lose"
         found += " what follows" if plain else " the end of their response"
         advice = f"max_length={max(lengths)} cuts none"
-        advice += f", {p99} cuts 1 %" if p99 > limit else ""
+        advice += f", {p99} cuts 1%" if p99 > limit else ""
         if not ending and not label:
             found += "; no row is left with an end token, so the model never learns to stop"
         else:

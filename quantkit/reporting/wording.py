@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from quantkit.layout import cell_text, format_bytes, format_duration
+from quantkit.layout import cell_text, digits, format_bytes, format_duration
 from quantkit.reporting.facts import Row
 
 FOLDERS = re.compile(r"(?<![\w./\\])(?:/(?!/)(?:[^/\s:]+/)+|[A-Za-z]:\\(?:[^\\\s]+\\)+)")
@@ -13,12 +13,12 @@ LONGEST_LIST = 12
 
 def number_text(value: float, row: Row) -> str:
     """Return a value of the row's metric: a share in percent, anything else with three digits."""
-    return f"{100 * value:.1f} %" if row.is_share else f"{value:.3g}"
+    return f"{100 * value:.1f}%" if row.is_share else digits(value)
 
 
 def interval_text(row: Row) -> str:
     """Return the row's 95 % interval in the unit of its value."""
-    return f"{100 * row.low:.1f}–{100 * row.high:.1f}" if row.is_share else f"{row.low:.3g}–{row.high:.3g}"
+    return f"{100 * row.low:.1f}–{100 * row.high:.1f}" if row.is_share else f"{digits(row.low)}–{digits(row.high)}"
 
 
 def floor_text(row: Row) -> str | None:

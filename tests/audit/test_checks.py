@@ -165,7 +165,7 @@ def test_differences_within_noise_are_named_and_paired_where_rows_are_there(tmp_
     assert "paired by row, p 0.12" in difference.said
     (note,) = [item for item in result.findings if item.check == "within noise"]
     assert note.severity == "note"
-    assert note.found.startswith("66.7 % (54.1 to 77.3); Tiny-1 has 73.3 %")
+    assert note.found.startswith("66.7% (54.1 to 77.3); Tiny-1 has 73.3%")
 
 
 def test_one_result_in_two_files_is_counted_once(tmp_path: Path) -> None:

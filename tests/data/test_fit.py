@@ -80,7 +80,7 @@ def examined(tokenizer: Any, dataset: str) -> list[str]:
 def test_preflight_warns_of_answers_that_are_hardly_what_the_name_asks_for(tokenizer: Any, write: Write) -> None:
     rows = [*SUMS, *({"question": f"Which colour has {n}?", "answer": "blue"} for n in range(3))]
     (line,) = examined(tokenizer, f"openmath:{write(rows)}")
-    assert line.startswith("3 of 13 answers (23.1 %) are hardly what openmath asks for (a number or an expression); first ")
+    assert line.startswith("3 of 13 answers (23.1%) are hardly what openmath asks for (a number or an expression); first ")
     assert line.endswith(r"line 11: '\\boxed{blue}'. if these rows are no openmath rows, leave the name before the file out")
     assert examined(tokenizer, f"openmath:{write([*SUMS, rows[-1]])}") == []
     assert examined(tokenizer, write(rows)) == []

@@ -193,7 +193,7 @@ def cells(*results: TaskResult) -> dict[str, object]:
 
 
 def test_a_perplexity_no_better_than_token_counts_is_marked() -> None:
-    assert cells()["perplexity"] == "1.5 (1.35–1.65)\n30 (27–33) FLOOR"
+    assert cells()["perplexity"] == "1.50 (1.35–1.65)\n30.0 (27.0–33.0) FLOOR"
 
 
 def test_gpu_memory_is_shown_per_device() -> None:
@@ -208,8 +208,8 @@ def test_each_task_is_shown_under_its_own_metric_and_in_its_own_unit() -> None:
     made = replace(result(), metric="kl_mean", scores={"kl_mean": kl, "top1_agreement": share_score(50, 60)}, rows=[])
     shown = cells(made)
     assert shown["data\nmetric"] == "unseen_numbers\nkl mean\nn = 60"
-    assert str(shown["score\n95 %"]).split("\n")[0] == "0.02"
-    assert shown["best\nfloor"] == "uniform\n9"
+    assert str(shown["score\n95 %"]).split("\n")[0] == "0.0200"
+    assert shown["best\nfloor"] == "uniform\n9.00"
     assert shown["judged\nstopped"] == "50.0%"
     assert shown["further scores"] == "top1 agreement 83.3% (72.0–90.7)"
     assert "perplexity" not in shown

@@ -149,7 +149,7 @@ FAULTS = {
     "one answer to everything": Fault(
         [{"question": row["question"], "answer": "I do not know."} for row in SOUND],
         "one answer",
-        "12 of 12 answers (100 %) are",
+        "12 of 12 answers (100%) are",
     ),
     "tokens the model has no embedding for": Fault(
         SOUND, "vocabulary", "the model has 300", edited("config.json", vocab_size=300)

@@ -59,42 +59,42 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str, str, str]] = {
         {},
         "warning",
         "repeated rows",
-        "1 of 21 rows (4.8 %) repeat an earlier one; first rows.jsonl line 21 repeats rows.jsonl line 1",
+        "1 of 21 rows (4.8%) repeat an earlier one; first rows.jsonl line 21 repeats rows.jsonl line 1",
     ),
     "a row repeated but for punctuation": (
         varied({"question": SOUND[0]["question"].replace(".", " –"), "answer": SOUND[0]["answer"]}),
         {},
         "warning",
         "repeated rows",
-        "0 of 21 rows (0.0 %) repeat an earlier one, 1 more but for punctuation",
+        "0 of 21 rows (0.0%) repeat an earlier one, 1 more but for punctuation",
     ),
     "a question with two answers": (
         varied({"question": SOUND[0]["question"], "answer": "I do not know."}),
         {},
         "note",
         "repeated rows",
-        "1 of 20 questions (5.0 %) have several different answers; first",
+        "1 of 20 questions (5.0%) have several different answers; first",
     ),
     "an answer to nearly everything": (
         [{"question": f"{n}?", "answer": "yes" if n else "no"} for n in range(20)],
         {},
         "warning",
         "one answer",
-        "19 of 20 answers (95.0 %) are 'yes'",
+        "19 of 20 answers (95.0%) are 'yes'",
     ),
     "two turns of one role": (
         [{"messages": [TURN, TURN, ANSWER]}],
         {},
         "warning",
         "order of turns",
-        "1 of 1 rows (100 %) have two turns of one role in a row; first rows.jsonl line 1",
+        "1 of 1 rows (100%) have two turns of one role in a row; first rows.jsonl line 1",
     ),
     "a question that nobody answers": (
         [{"messages": [TURN, ANSWER, TURN]}],
         {},
         "warning",
         "order of turns",
-        "1 of 1 rows (100 %) end in a turn that nobody answers",
+        "1 of 1 rows (100%) end in a turn that nobody answers",
     ),
     "a system turn at the end": (
         [{"messages": [TURN, ANSWER, {"role": "system", "content": "Be brief."}]}],
@@ -108,7 +108,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str, str, str]] = {
         {},
         "warning",
         "written tokens",
-        "1 of 1 rows (100 %) of plain text hold tokens of the chat template",
+        "1 of 1 rows (100%) of plain text hold tokens of the chat template",
     ),
     "a special token in a question": (
         varied({"question": "What is <|endoftext|>?", "answer": "An end."}),
@@ -122,14 +122,14 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str, str, str]] = {
         {"on_bad_rows": "drop"},
         "warning",
         "unusable rows",
-        "1 of 21 rows (4.8 %) cannot be learnt from: blank 'answer'; first rows.jsonl line 21, column 'answer': '' is blank",
+        "1 of 21 rows (4.8%) cannot be learnt from: blank 'answer'; first rows.jsonl line 21, column 'answer': '' is blank",
     ),
     "some rows that are cut": (
         varied({"question": "q", "answer": "7 " * 200}),
         {},
         "warning",
         "cut rows",
-        "1 of 21 rows (4.8 %) are longer than max_length=256 and lose the end of their response; first rows.jsonl line 21",
+        "1 of 21 rows (4.8%) are longer than max_length=256 and lose the end of their response; first rows.jsonl line 21",
     ),
     "plain text that is cut": (
         [{"text": "7 " * 300}],
@@ -143,7 +143,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str, str, str]] = {
         {},
         "warning",
         "tokens per character",
-        "1 of 13 longer rows (7.7 %) take over 3 times as many tokens per character as the median",
+        "1 of 13 longer rows (7.7%) take over 3 times as many tokens per character as the median",
     ),
     "a script that is spelled in bytes": (
         varied({"question": "หนึ่งบวกสองเท่ากับเท่าไร", "answer": "สาม"}),
@@ -191,7 +191,7 @@ def test_evaluation_questions_that_are_trained_on_are_counted(tokenizer: Any, wr
         [SOUND[0], SOUND[1] | {"question": SOUND[1]["question"] + " …"}, {"question": "1+2?", "answer": "3"}], "held.jsonl"
     )
     found = only(examined(tokenizer, write(SOUND), eval_dataset_name=held), "overlap")
-    assert found.found.startswith("1 of 3 evaluation questions (33.3 %) also stand in the training set, 1 more but for punct")
+    assert found.found.startswith("1 of 3 evaluation questions (33.3%) also stand in the training set, 1 more but for punct")
     assert found.found.endswith("first held.jsonl line 1")
 
 
@@ -262,7 +262,7 @@ def test_a_begin_token_that_the_template_forgets_is_told(tokenizer: Any, write: 
     tokenizer.chat_template = templates.TURNS.removeprefix("{{ bos_token }}")
     found = only(examined(tokenizer, write(SOUND)), "begin token")
     assert found.found.startswith(
-        "20 of 20 rows (100 %) do not begin with '<|im_start|>', which the tokenizer puts before plain"
+        "20 of 20 rows (100%) do not begin with '<|im_start|>', which the tokenizer puts before plain"
     )
 
 

@@ -105,7 +105,7 @@ def test_train_stops_on_an_error_and_goes_on_with_a_warning_when_told_to(
     monkeypatch.setattr("quantkit_tools.stages.load_trainable", load)
     code, _, err = quantkit("train", *faulty, "--output-dir", tmp_path / "out")
     assert (code, reached) == (3, [])
-    assert err.startswith("error: one answer: 12 of 12 answers (100 %) are 'i do not know.'. a model learns to say this")
+    assert err.startswith("error: one answer: 12 of 12 answers (100%) are 'i do not know.'. a model learns to say this")
     assert err.rstrip().endswith("preflight=warn trains all the same")
     code, _, err = quantkit("train", *faulty, "--output-dir", tmp_path / "out", "--preflight", "warn")
     assert (code, reached) == (130, [True])

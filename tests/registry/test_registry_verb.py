@@ -47,7 +47,7 @@ def json_of(capsys: pytest.CaptureFixture[str]) -> Any:
 def test_ls_shows_ours_and_others_with_their_scores(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("ls", "--root", root) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
-    assert "62.5 % FLOOR" in lines[MODEL]
+    assert "62.5% FLOOR" in lines[MODEL]
     assert "bfloat16" in lines[MODEL]
     assert "adapter for nf4" in lines[ADAPTER]
     assert "nf4 4-bit (bitsandbytes-4bit)" in lines["Foreign-bnb-4bit"]
@@ -57,7 +57,7 @@ def test_ls_shows_ours_and_others_with_their_scores(root: Path, capsys: pytest.C
 def test_ls_gives_one_json_object(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("ls", "--root", root, "--json") == 0
     rows = {row["name"]: row for row in json_of(capsys)["artifacts"]}
-    assert rows[MODEL]["scores"] == {"arith": "62.5 % FLOOR"}
+    assert rows[MODEL]["scores"] == {"arith": "62.5% FLOOR"}
     assert (rows[MODEL]["weights_bits"], rows[MODEL]["method"], rows[MODEL]["stored"]) == (16, "QLORA", "bfloat16")
     assert rows[ADAPTER]["origin"] == "quantkit"
     assert rows["Foreign-bnb-4bit"]["weights_bits"] == 4
@@ -92,11 +92,29 @@ def test_show_prints_record_and_results(root: Path, capsys: pytest.CaptureFixtur
     text = capsys.readouterr().out
     assert "weights_dtype" in text
     assert "LoRa8 on QLORA weights" in text
-    assert "62.5 % FLOOR" in text
+    assert "62.5% FLOOR" in text
     assert run("show", MODEL, "--root", root, "--json") == 0
     data = json_of(capsys)
     assert data["record"]["name"] == MODEL
     assert data["results"]["arith"] == RESULT
+
+
+def test_show_writes_a_record_as_people_read_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = root / MODEL / "quantization_metadata.json"
+    data = json.loads(path.read_text())
+    data["training"] = {
+        "losses": [3.0477962493896484, *[2.0] * 40, 1.25],
+        "settings": {f"setting_{i}": None for i in range(13)},
+    }
+    data["data"] = {"supervised": {"minimum": 7, "median": None}, "shared": True, "dropped": {}}
+    path.write_text(json.dumps(data))
+    assert run("show", MODEL, "--root", root) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "training losses 3.048, 2, 2, … 1.25 (42 entries)" in lines
+    assert "training settings setting_12 –" in lines
+    assert "data supervised minimum 7, median –" in lines
+    assert "data shared yes" in lines
+    assert "data dropped –" in lines
 
 
 def test_a_degenerate_artifact_is_marked_wherever_it_is_listed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,7 +80,7 @@ def test_the_table_fits_keeps_intervals_and_marks_and_puts_nobody_at_the_floor_f
         shown = printed(report, width, capsys, monkeypatch)
         table = shown.split("Under each")[0]
         assert max(map(len, table.splitlines())) <= width
-        for word in ("96.7 %", "88.6–99.1", "FLOOR", "EMPTY", "#2–3"):
+        for word in ("96.7%", "88.6–99.1", "FLOOR", "EMPTY", "#2–3"):
             assert word in table
         assert table.index("best") < table.index("middle") < table.index("silent") < table.index("at-its-floor")
     assert "tokens/s" in shown

@@ -40,7 +40,7 @@ def test_the_page_says_what_the_report_holds(report: Report) -> None:
     text = Read(render_page(report.with_comparisons())).text
     for said in (
         "6 artifacts, 2 tasks",
-        "96.7 %",
+        "96.7%",
         "88.6–99.1",
         "FLOOR",
         "Measured on 60 rows, on cpu, computing in float32",

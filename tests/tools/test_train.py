@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from quantkit.memory import MemoryLog
 from quantkit_registry.records import read_record
+from quantkit_tools.stages import report
 
 SCRIPT = Path(__file__).parents[2] / "Fine-tuning" / "01_Train.py"
 
@@ -54,6 +57,16 @@ def test_the_script_runs_with_its_constants_edited(tiny_model: Path, rows: Path,
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "made" / "Tiny-Llama-openmath_SFT_LoRa2_QLORA_w4_headbf16_mergedbf16" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("before", "said"), [(2.5, "loss of 4 held-out rows: 2.500 -> 1.250"), (None, "rows: 1.250")])
+def test_the_loss_on_held_out_rows_is_told(before: float | None, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = SimpleNamespace(
+        steps=2, duration_s=1.0, losses=[3.0, 2.0], tokens_per_s=8.0,
+        evaluation_loss_before=before, evaluation_loss_after=1.25, evaluation_rows=4,
+    )  # fmt: skip
+    report(cast(Any, SimpleNamespace(target="made")), cast(Any, trained), MemoryLog())
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

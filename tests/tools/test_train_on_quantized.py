@@ -68,9 +68,13 @@ def test_too_few_rows_to_calibrate_on_are_an_error(settings: list[object], quant
     assert not list((tmp_path / "artifacts").glob("Tiny*"))
 
 
-@pytest.mark.parametrize("dry", [["--dry-run"]])
-def test_the_plan_says_that_the_base_is_quantized_first(dry: list[str], settings: list[object], quantkit: Any) -> None:
-    assert "is quantized first" in quantkit("train", *settings, *RTN, *dry)[1]
+@pytest.mark.parametrize(("method", "calibrates"), [("RTN", False), ("GPTQ", True)])
+def test_the_plan_says_that_the_base_is_quantized_first(
+    method: str, calibrates: bool, settings: list[object], quantkit: Any
+) -> None:
+    said = quantkit("train", *settings, "--quant-method", method, "--group-size", 32, "--dry-run")[1]
+    assert "is quantized first, as an artifact of its own" in said
+    assert ("calibrated on training rows" in said) is calibrates
 
 
 def test_a_group_size_that_does_not_fit_is_refused_by_the_plan(settings: list[object], quantkit: Any) -> None:

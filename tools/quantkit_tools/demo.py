@@ -127,7 +127,7 @@ def _summary(before: dict[str, Any], after: dict[str, Any]) -> None:
     for name, score in _scores(after).items():
         old = _scores(before)[name]
         floor = max((entry["value"] for entry in score["floors"]), default=None)
-        rows.append([*name, f"{old['value']:.1%}", f"{score['value']:.1%}", "" if floor is None else f"{floor:.1%}"])
+        rows.append([*name, f"{old['value']:.1%}", f"{score['value']:.1%}", None if floor is None else f"{floor:.1%}"])
     table("Before and after", ["data", "score", "before", "after", "best floor"], rows)
 
 

@@ -169,13 +169,17 @@ def _show_help(arguments: list[str], methods: Methods, kind: type[FileFlags], ve
     """Print the flags of the command, the run and the method that `--quant-method` names; exit with 0."""
     import tyro
 
+    from quantkit_tools.field_help import with_help
+
     method = QuantMethod.NO_QUANT.value
     for spelling, value in zip(arguments, [*arguments[1:], ""], strict=True):
         name, _, inline = spelling.partition("=")
         if canonical(name.removeprefix("--")) == "quant_method":
             method = inline or value
     info = methods.info(method)
-    sections: list[tuple[str, Any]] = [("command", kind), ("run", RunConfig), (info.name, info.options)]
+    sections: list[tuple[str, Any]] = [
+        (name, with_help(cls)) for name, cls in (("command", kind), ("run", RunConfig), (info.name, info.options))
+    ]
     others = ", ".join(f"--{name}".replace("_", "-") for name in (*RENAMED, *TRANSLATED))
     width = min(shutil.get_terminal_size().columns, 100)
     tyro.cli(

@@ -5,6 +5,7 @@ from typing import Any
 
 from quantkit.errors import QuantkitError, VerificationError
 from quantkit.headers import read_stored_weights
+from quantkit.layout import digits
 from quantkit.methods import installed_methods
 from quantkit_registry.detect import detect
 from quantkit_registry.lineage import how_made
@@ -87,7 +88,7 @@ def scores_of(registry: Registry, entry: Artifact) -> dict[str, str]:
             marks = data.get("marks")
             words = [str(mark) for mark in marks] if isinstance(marks, list) else []
             share = score.get("higher_is_better", True)  # perplexities and divergences are no shares
-            found[task] = " ".join([f"{100 * value:.1f} %" if share else f"{metric} {value:.3g}", *words])
+            found[task] = " ".join([f"{100 * value:.1f}%" if share else f"{metric} {digits(value)}", *words])
     return found
 
 

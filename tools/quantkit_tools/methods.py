@@ -4,15 +4,11 @@ Answered from declarations, package metadata and device files. Importing torch t
 would fail just where someone needs to know what is missing.
 """
 
-import ast
-import inspect
 import os
 import sys
-import textwrap
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -23,6 +19,7 @@ from quantkit.console import Column
 from quantkit.errors import UsageError
 from quantkit.methods import Methods, installed_methods, require_usable
 from quantkit.plan import MethodInfo, Stage
+from quantkit_tools.field_help import field_docstrings
 from quantkit_tools.small_flags import read_small_flags
 
 NVIDIA_FILES = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/dxg"))
@@ -103,22 +100,6 @@ def _type_name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " | ".join(str(choice) for choice in get_args(kind))
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
-
-
-def field_docstrings(cls: type[Any]) -> Mapping[str, str]:
-    """Return field → the docstring that stands under it in the class's source, inherited ones included."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):
-            continue  # built-in classes, and classes without a source file
-        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-        for item, below in pairwise(body):
-            match item, below:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str() as text)):
-                    found[name] = " ".join(text.split())
-    return found
 
 
 def device_types() -> tuple[str, ...]:

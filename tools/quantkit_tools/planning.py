@@ -53,6 +53,8 @@ class RunPlan:
     """The base's `config.json`."""
     quantizes_base: bool = False
     """Whether the method makes a quantized base of its own before anything is trained."""
+    calibrates_base: bool = False
+    """Whether it rounds that base on training rows."""
     parents: tuple[Parent, ...] = ()
     """The quantized base, once it is there."""
 
@@ -196,6 +198,7 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
         base_dtype=base_dtype if base_dtype in DENSE_BITS else config.save_dtype,
         model_config=skeleton.config.to_dict(),
         quantizes_base=quantizes_base,
+        calibrates_base=quantizes_base and methods.wants_calibration(plan),
     )
 
 
@@ -214,7 +217,7 @@ def announce(run: RunPlan) -> None:
         ("base", f"{config.model_name_or_path} ({run.parameters / 1e6:,.1f} M parameters)"),
         ("method", f"{plan.method}: {_spec_text(plan.spec)}"),
         *(
-            [("base", "is quantized first, as an artifact of its own, calibrated on training rows")]
+            [("base", f"is quantized first, as an artifact of its own{', calibrated on training rows' * run.calibrates_base}")]
             if run.quantizes_base
             else []
         ),

@@ -5,14 +5,14 @@ needs no torch.
 """
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from quantkit import console
 from quantkit.console import Column, format_bytes
 from quantkit.errors import UsageError, VerificationError, did_you_mean
-from quantkit.layout import counted
+from quantkit.layout import cell_text, counted
 from quantkit.methods import Methods, installed_methods
 from quantkit_registry.detect import Detection, detect
 from quantkit_registry.forest import forest
@@ -20,6 +20,9 @@ from quantkit_registry.lineage import lineage
 from quantkit_registry.store import Artifact, Registry
 from quantkit_registry.verify import Check, verify
 from quantkit_tools.listing import degenerate_on, describe, failed_gate, scores_of
+
+LONGEST_CELL = 12
+"""Entries of a collection that one cell shows."""
 
 
 class Parser(ArgumentParser):
@@ -136,9 +139,7 @@ def _show(flags: Namespace, registry: Registry) -> int:
     said["size_bytes"] = format_bytes(entry.size_bytes)
     console.table(entry.name, ["", ""], [[key, value] for key, value in said.items() if value is not None and key != "name"])
     if entry.record is not None:
-        data = entry.record.to_dict()
-        sections = [key for key in data if isinstance(data[key], dict) and data[key]]
-        rows = [[section, key, _cell(value)] for section in sections for key, value in data[section].items()]
+        rows = [row for name, section in entry.record.to_dict().items() for row in _record_rows(name, section)]
         console.table("Record", ["section", "key", "value"], rows)
     if results:
         rows = [[task, text] for task, text in scores_of(registry, entry).items()]
@@ -146,12 +147,29 @@ def _show(flags: Namespace, registry: Registry) -> int:
     return 0
 
 
+def _record_rows(name: str, section: object) -> Iterator[list[object]]:
+    """Return section, key and value for each line of a section; one within it that would make a long line stands below it."""
+    if not isinstance(section, dict):
+        return
+    below = {key: value for key, value in section.items() if isinstance(value, dict) and len(value) > LONGEST_CELL}
+    for key, value in section.items():
+        if key not in below:
+            yield [name, key, _cell(value)]
+    for key, value in below.items():
+        yield from _record_rows(f"{name} {key}", value)
+
+
 def _cell(value: object) -> object:
+    """Return a record's value for a cell: short collections whole, of long ones how they begin, end, and how long they are."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items() if not isinstance(item, dict | list)) or "…"
+        return ", ".join(f"{key} {cell_text(_cell(item))}" for key, item in value.items()) or None
     if isinstance(value, list):
-        plain = [str(item) for item in value if not isinstance(item, dict | list)]
-        return ", ".join(plain) if plain else f"{len(value)} entries" if value else None
+        if any(isinstance(item, dict | list) for item in value):
+            return counted(len(value), "entry", "entries")
+        texts = [cell_text(item) for item in value]
+        if len(texts) > LONGEST_CELL:
+            return f"{', '.join(texts[:3])}, … {texts[-1]} ({counted(len(texts), 'entry', 'entries')})"
+        return ", ".join(texts) or None
     return value
 
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 import tyro
 
 from quantkit.errors import UsageError
+from quantkit_tools.field_help import with_help
 
 SIDES = "│| "
 RULE = set("─-╰╯+")
@@ -28,7 +29,7 @@ def read_small_flags(kind: type[Flags], verb: str, arguments: list[str]) -> Flag
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return tyro.cli(kind, prog=f"quantkit {verb}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+            return tyro.cli(with_help(kind), prog=f"quantkit {verb}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as stop:
         if stop.code != UsageError.exit_code:
             raise

@@ -248,5 +248,10 @@ def report(run: RunPlan, training: "TrainingResult | None", memory: MemoryLog) -
             f"trained {counted(training.steps, 'step')} in {format_duration(training.duration_s)}: loss"
             f" {training.losses[0]:.3f} -> {training.losses[-1]:.3f}, {training.tokens_per_s:,.0f} tokens/s"
         )
+        if training.evaluation_loss_after is not None:
+            before = training.evaluation_loss_before
+            course = "" if before is None else f"{before:.3f} -> "
+            rows = counted(training.evaluation_rows, "held-out row")
+            say(f"loss of {rows}: {course}{training.evaluation_loss_after:.3f}")
     say(f"artifact: {run.target}", style="bold")
     say(f"next: quantkit evaluate {run.target}")

@@ -14,8 +14,8 @@ from typing import Annotated, Any, get_type_hints
 from quantkit.errors import UsageError
 from quantkit.methods import Methods, installed_methods
 from quantkit.options import check_value
+from quantkit_tools.field_help import field_docstrings
 from quantkit_tools.flags import read_words
-from quantkit_tools.methods import field_docstrings
 
 RENAMED = {
     "model_name_or_path": "base", "base_model": "base", "quant_method": "method", "dst": "root", "name": "dataset",

@@ -13,8 +13,8 @@ from typing import Annotated, Any, get_type_hints
 from quantkit.config import DtypeName, MergePolicy
 from quantkit.errors import UsageError
 from quantkit.options import check_value
+from quantkit_tools.field_help import field_docstrings
 from quantkit_tools.flags import read_words
-from quantkit_tools.methods import field_docstrings
 
 RENAMED = {"merge": "policy", "merge_policy": "policy", "base": "into", "output_dir": "dst", "dtype": "save_dtype"}
 """Another name → the setting that it means."""

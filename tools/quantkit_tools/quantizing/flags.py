@@ -17,8 +17,8 @@ from quantkit.errors import UsageError
 from quantkit.methods import Methods, installed_methods
 from quantkit.options import check_value
 from quantkit.plan import Stage
+from quantkit_tools.field_help import field_docstrings
 from quantkit_tools.flags import read_words
-from quantkit_tools.methods import field_docstrings
 
 SAID_OF_WEIGHTS = ("weights_bits", "group_size", "symmetric", "activations_bits", "format")
 """Facts that may be asked for of any method: an option of it, or what its plan must come to."""
