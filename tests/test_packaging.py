@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from packaging.requirements import Requirement
 from quantkit.methods import installed_methods
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = {"quantkit", "quantkit_plugins", "quantkit_registry", "quantkit_tools"}
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +29,21 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_four_packages_and_nothing_else(wheel: Path) -> None:
     names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     info = {name for name in names if name.endswith(".dist-info")}
-    assert names - info == {"quantkit", "quantkit_plugins", "quantkit_registry", "quantkit_tools"}
+    assert names - info == PACKAGES
 
 
 def test_the_wheel_carries_licence_and_types(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    for package in ("quantkit", "quantkit_plugins", "quantkit_registry", "quantkit_tools"):
+    for package in PACKAGES:
         assert f"{package}/py.typed" in names
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Not inside functions either: what two modules need of each other belongs into a third."""
+    grimp = pytest.importorskip("grimp")
+    graph = grimp.build_graph(*PACKAGES, cache_dir=None, exclude_type_checking_imports=True)
+    TopologicalSorter({name: graph.find_modules_directly_imported_by(name) for name in graph.modules}).prepare()
 
 
 def test_every_method_works_after_a_plain_install_but_the_two_that_name_their_extra() -> None:

@@ -1,31 +1,10 @@
 """What is the loss on rows the run does not train on, without disturbing the run?"""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
+from quantkit.training.modes import undisturbed
 from quantkit.training.supervised import output_head, supervised_loss, supervised_positions_only, supervised_tokens
-
-
-@contextmanager
-def undisturbed(model: Any) -> Iterator[None]:
-    """Put a model into eval mode within; its modes are as before afterwards.
-
-    Linear layers stay in training mode: bitsandbytes repacks 4-bit weights in an eval-mode forward pass on a CPU, and
-    gradients no longer pass through them.
-    """
-    import torch
-
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    for module, _ in modes:
-        if isinstance(module, torch.nn.Linear):
-            module.training = True
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def mean_loss(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.console import say
 from quantkit.data.collate import Collator
-from quantkit.training.evaluate import undisturbed
 from quantkit.training.layouts import Row, lay_out
+from quantkit.training.modes import undisturbed
 from quantkit.training.supervised import output_head
 from quantkit.training.tiles import Tail, logits_tail
 

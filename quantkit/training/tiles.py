@@ -11,6 +11,8 @@ what a model does to its logits.
 from collections.abc import Callable
 from typing import Any
 
+from quantkit.training.modes import undisturbed
+
 TILE_BYTES = 2**26
 """Logits of a tile in float32, at most; from 64 to 512 positions of 49,152 the time was the same."""
 
@@ -50,8 +52,6 @@ def known_tails(config: Any) -> list[Tail]:
 def logits_tail(model: Any, head: Any, *, token_id: int, device: str) -> Tail | None:
     """Return what this model does to the output of its head, found by running one token; None where it is none of these."""
     import torch
-
-    from quantkit.training.evaluate import undisturbed
 
     seen: list[Any] = []
     handle = head.register_forward_hook(lambda _module, _arguments, output: seen.append(output))
