@@ -74,18 +74,3 @@ def build_options(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         return cls(**checked)
     except TypeError as error:
         raise UsageError(f"{where}: {error}") from None
-
-
-def parse_assignments(assignments: tuple[str, ...], *, where: str) -> dict[str, str]:
-    """Turn `("group_size=64", …)` into a mapping.
-
-    >>> parse_assignments(("group_size=64",), where="--option")
-    {'group_size': '64'}
-    """
-    values = {}
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UsageError(f"{where}: {text!r} is not of the form key=value")
-        values[key.strip()] = value.strip()
-    return values

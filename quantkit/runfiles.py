@@ -11,30 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.aliases import RENAMED, TRANSLATED, canonical
-from quantkit.config import SETTINGS, RunConfig
+from quantkit.config import SETTINGS
 from quantkit.errors import UsageError, did_you_mean
 
 SUFFIXES = (".json", ".toml", ".yaml", ".yml")
 MAX_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 64
 """Levels of nesting in a YAML file."""
-
-
-def read_runs(path: str | Path, *, methods: Any = None) -> dict[str, RunConfig]:
-    """Return run name → config for every run of a file; the run of a one-run file is called by the file's stem.
-
-    Raises:
-        UsageError: names file, run and key of whatever cannot be read as settings.
-    """
-    runs = read_run_values(path)
-    return {name: RunConfig.from_mapping(runs[name], where=place(path, name, runs), methods=methods) for name in runs}
-
-
-def read_run(path: str | Path, name: str | None = None, *, methods: Any = None) -> RunConfig:
-    """Return one run of a file; `name` may be left out where the file holds only one."""
-    runs = read_run_values(path)
-    name = choose_run(path, runs, name)
-    return RunConfig.from_mapping(runs[name], where=place(path, name, runs), methods=methods)
 
 
 def choose_run(path: str | Path, runs: Mapping[str, Any], name: str | None) -> str:
@@ -59,7 +42,11 @@ def place(path: str | Path, name: str, runs: Mapping[str, Any]) -> str:
 
 
 def read_run_values(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Return run name → its settings as they stand in the file, not yet checked."""
+    """Return run name → its settings as they stand in the file, not yet checked; a file of one run calls it by its stem.
+
+    Raises:
+        UsageError: names file and key of whatever cannot be read as settings.
+    """
     path = Path(path)
     data = read_data(path, "an object of settings, or of named runs,")
     objects = [key for key, value in data.items() if isinstance(value, dict) and not _is_setting(key)]

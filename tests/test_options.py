@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from quantkit.errors import UsageError
-from quantkit.options import build_options, check_value, parse_assignments
+from quantkit.options import build_options, check_value
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,3 @@ def test_read_strictly_nothing_is_converted():
 def test_what_json_cannot_carry_is_named():
     with pytest.raises(UsageError, match=r"here: group_size is .*object.*JSON"):
         check_value(Options, "group_size", object(), where="here", strict=True)
-
-
-def test_assignments_become_a_mapping():
-    assert parse_assignments(("bits=4", " path = a=b"), where="--option") == {"bits": "4", "path": "a=b"}
-
-
-@pytest.mark.parametrize("text", ["bits", "=4", ""])
-def test_an_assignment_without_key_or_value_is_refused(text):
-    with pytest.raises(UsageError, match=r"--option: .* is not of the form key=value"):
-        parse_assignments((text,), where="--option")

@@ -7,7 +7,7 @@ import pytest
 
 from quantkit.config import RunConfig
 from quantkit.errors import UsageError
-from quantkit.runfiles import MAX_BYTES, read_run, read_runs
+from quantkit.runfiles import MAX_BYTES, choose_run, place, read_run_values
 from tests.settings_methods import settings_methods
 
 METHODS = settings_methods()
@@ -42,15 +42,26 @@ def file_with(tmp_path: Path, text: str, name: str = "runs.json") -> Path:
     return path
 
 
+def read_runs(path: Path) -> dict[str, RunConfig]:
+    runs = read_run_values(path)
+    return {name: RunConfig.from_mapping(runs[name], where=place(path, name, runs), methods=METHODS) for name in runs}
+
+
+def read_run(path: Path, name: str | None = None) -> RunConfig:
+    runs = read_run_values(path)
+    name = choose_run(path, runs, name)
+    return RunConfig.from_mapping(runs[name], where=place(path, name, runs), methods=METHODS)
+
+
 def refused(path: Path, run: str | None = None) -> str:
     with pytest.raises(UsageError) as caught:
-        read_run(path, run, methods=METHODS)
+        read_run(path, run)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_the_finance_studys_file_is_read_unchanged(tmp_path: Path) -> None:
-    runs = read_runs(file_with(tmp_path, FINANCE_STUDY), methods=METHODS)
+    runs = read_runs(file_with(tmp_path, FINANCE_STUDY))
     assert list(runs) == ["sentiment_8bits_r8", "xbrl_4bits_r4", "ner_8bits_r8_dora", "finer_4bits_r4_rslora"]
     assert runs["xbrl_4bits_r4"] == RunConfig(
         model_name_or_path="meta-llama/Llama-3.1-8B-Instruct",
@@ -76,7 +87,7 @@ def test_json_toml_and_yaml_say_the_same(tmp_path: Path) -> None:
         file_with(tmp_path, yaml, "runs.yaml"),
         file_with(tmp_path, "\ufeff" + yaml, "runs.yml"),
     ]
-    first, *others = [read_run(path, methods=METHODS) for path in files]
+    first, *others = [read_run(path) for path in files]
     assert first.learning_rate == 1e-3
     assert others == [first] * 3
 
@@ -84,17 +95,17 @@ def test_json_toml_and_yaml_say_the_same(tmp_path: Path) -> None:
 def test_named_runs_in_toml_and_yaml(tmp_path: Path) -> None:
     toml = file_with(tmp_path, '[fast]\nmodel = "m"\nlora_r = 4\n[slow]\nmodel = "m"\n', "runs.toml")
     yaml = file_with(tmp_path, "fast:\n  model: m\n  lora_r: 4\nslow:\n  model: m\n", "runs.yaml")
-    assert read_runs(toml, methods=METHODS) == read_runs(yaml, methods=METHODS)
-    assert read_run(toml, "fast", methods=METHODS).lora_r == 4
+    assert read_runs(toml) == read_runs(yaml)
+    assert read_run(toml, "fast").lora_r == 4
 
 
 def test_a_one_run_file_may_hold_method_options_as_an_object(tmp_path: Path) -> None:
     path = file_with(tmp_path, '{"model": "m", "quant_method": "BNB4BIT", "method_options": {"quant_type": "fp4"}}')
-    assert read_runs(path, methods=METHODS)["runs"].method_options == {"quant_type": "fp4"}
+    assert read_runs(path)["runs"].method_options == {"quant_type": "fp4"}
 
 
 def test_the_only_named_run_needs_no_choice(tmp_path: Path) -> None:
-    assert read_run(file_with(tmp_path, '{"only": {"model": "m"}}'), methods=METHODS).model_name_or_path == "m"
+    assert read_run(file_with(tmp_path, '{"only": {"model": "m"}}')).model_name_or_path == "m"
 
 
 def test_a_run_that_is_not_there_is_answered_with_those_that_are(tmp_path: Path) -> None:

@@ -47,8 +47,6 @@ class StoredWeights:
     layout: str | None = None
     """The format's own name for its packing, e.g. `pack-quantized`."""
     quantized_layers: int = 0
-    dense_layers: int = 0
-    """Matrices left in a dense type, embeddings and head not counted."""
     mixed: str = ""
     """How layers differ from each other, in words; empty when all quantized layers are alike."""
     size_bytes: int = 0
@@ -171,7 +169,6 @@ def _reconciled(folder: Path, index: TensorIndex, source: str, claim: Facts | No
         lm_head_dtype=_head_dtype(index, layers),
         layout=_first(claim.layout if claim else None, seen.layout),
         quantized_layers=len(layers),
-        dense_layers=len(dense),
         mixed="; ".join(f"{_phrase(facts)} in {_layers_with(layers, facts)}" for facts in sizes) if len(sizes) > 1 else "",
         size_bytes=index.size_bytes,
         evidence=tuple(evidence),

@@ -52,27 +52,6 @@ def rotation(size: int, *, seed: int) -> Tensor:
     return turned
 
 
-def hadamard_transform(values: Tensor) -> Tensor:
-    """Return values `[..., n]` times `hadamard(n)`, in n·(m + log₂(n/m)) steps a vector instead of n².
-
-    Raises:
-        UsageError: no Hadamard matrix of this order can be built here.
-    """
-    size = values.shape[-1]
-    core = _core(size)
-    if core is None:
-        raise UsageError(f"no Hadamard matrix of order {size} can be built here")
-    parts = values.reshape(-1, core, size // core)
-    width = 1
-    while width < size // core:
-        pairs = parts.reshape(len(parts), core, -1, 2, width)
-        parts = torch.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], dim=-2)
-        width *= 2
-    parts = parts.reshape(-1, core, size // core)
-    mixed = torch.einsum("bcs,cd->bds", parts, _signs(core).to(values)) if core > 1 else parts
-    return mixed.div(size**0.5).reshape(values.shape)
-
-
 @cache
 def _core(size: int) -> int | None:
     """Return the smallest constructible order whose quotient with `size` is a power of two."""

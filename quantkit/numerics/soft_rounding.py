@@ -66,13 +66,8 @@ def inverse_rectified_sigmoid(share: Tensor) -> Tensor:
     return torch.logit((share.clamp(UNDECIDED, 1 - UNDECIDED) - STRETCH_LOW) / (STRETCH_HIGH - STRETCH_LOW))
 
 
-def indecision(share: Tensor, beta: float) -> Tensor:
-    """Return Σ 1 − |2h − 1|^β: the number of undecided codes, as β sees them."""
-    return share.numel() - _power(share.mul(2).sub(1).abs(), beta).sum()
-
-
 def indecision_slope(share: Tensor, beta: float) -> Tensor:
-    """Return the derivative of `indecision` by h: −2β·|2h − 1|^(β−1)·sign(2h − 1)."""
+    """Return the derivative by h of Σ 1 − |2h − 1|^β, the undecided codes as β sees them: −2β·|2h − 1|^(β−1)·sign(2h − 1)."""
     centred = share.mul(2).sub_(1)
     return _power(centred.abs(), beta - 1).copysign_(centred).mul_(-2 * beta)
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantkit.errors import QuantkitError, UsageError, did_you_mean
-from quantkit.files import artifact_hash, put_back, read_manifest, refuse_existing, write_json
+from quantkit.files import artifact_hash, put_back, read_manifest, write_json
 from quantkit.headers import read_object, refuse_links_out
 from quantkit_registry import study
 from quantkit_registry.adapters import ADAPTER_CONFIG
-from quantkit_registry.names import parse_name
 from quantkit_registry.records import RECORD_FILE, ArtifactRecord, read_record
 
 ROOT_VARIABLE = "QUANTKIT_REGISTRY"
@@ -133,23 +132,6 @@ class Registry:
             raise UsageError(f"{path}: holds no model and no adapter")
         names = [artifact.name for artifact in entries]
         raise UsageError(f"no artifact under {self.root} is called {text!r}.{did_you_mean(text, names)}")
-
-    def reserve(self, name: str, *, overwrite: bool = False) -> Path:
-        """Return the folder a new artifact of this name is to be written to.
-
-        Raises:
-            UsageError: the name does not fit the grammar, the folder exists, or another differs from it only in case.
-        """
-        parse_name(name)
-        if name == RESULTS:
-            raise UsageError(f"{name!r} is the folder of the results")
-        target = self.root / name
-        refuse_existing(target, overwrite=overwrite)
-        if self.root.is_dir():
-            for path in self.root.iterdir():
-                if path.name != name and path.name.casefold() == name.casefold():
-                    raise UsageError(f"{path} differs from {name!r} only in case; some file systems mix them up")
-        return target
 
     def add_result(self, artifact_hash: str, task: str, data: Mapping[str, Any]) -> Path:
         """Keep the result of one task on one artifact, replacing an earlier one, and return its file."""

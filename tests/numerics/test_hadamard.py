@@ -1,10 +1,10 @@
-"""Hadamard matrices: entries, orthogonality, the fast transform, and the way out where none exists."""
+"""Hadamard matrices: entries, orthogonality, and the way out where none exists."""
 
 import pytest
 import torch
 
 from quantkit.errors import UsageError
-from quantkit.numerics.hadamard import hadamard, hadamard_transform, has_hadamard, rotation
+from quantkit.numerics.hadamard import hadamard, has_hadamard, rotation
 
 SIZES = [1, 2, 4, 12, 20, 28, 36, 40, 44, 52, 60, 64, 76, 100, 108, 140, 192, 576, 896]
 
@@ -14,12 +14,6 @@ def test_entries_are_plus_or_minus_one_and_rows_are_orthogonal(size):
     matrix = hadamard(size)
     assert torch.allclose(matrix.abs(), torch.full_like(matrix, size**-0.5))
     assert (matrix @ matrix.T - torch.eye(size, dtype=torch.float64)).abs().max() < 1e-12
-
-
-@pytest.mark.parametrize("size", [1, 2, 12, 64, 96, 576])
-def test_the_fast_transform_multiplies_by_the_same_matrix(size):
-    values = torch.randn(2, 3, size, dtype=torch.float64)
-    assert torch.allclose(hadamard_transform(values), values @ hadamard(size))
 
 
 def test_hidden_sizes_of_common_models_have_one():
@@ -44,5 +38,3 @@ def test_a_rotation_spreads_one_outlier_over_all_channels():
 def test_orders_without_a_construction_are_refused():
     with pytest.raises(UsageError, match="no Hadamard matrix of order 92 can be built here; use `rotation`"):
         hadamard(92)
-    with pytest.raises(UsageError, match="no Hadamard matrix of order 6"):
-        hadamard_transform(torch.zeros(1, 6))

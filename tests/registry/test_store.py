@@ -99,20 +99,6 @@ def test_a_hash_prefix_that_fits_two_is_refused(tmp_path: Path, monkeypatch: pyt
     assert registry.find("abcd0").name == "A"
 
 
-def test_a_name_is_reserved_once_and_in_one_spelling(tmp_path: Path) -> None:
-    registry = Registry(tmp_path)
-    assert registry.reserve(ADAPTER) == tmp_path / ADAPTER
-    commit_adapter(tmp_path)
-    with pytest.raises(UsageError, match="exists; choose another output folder or pass --overwrite"):
-        registry.reserve(ADAPTER)
-    assert registry.reserve(ADAPTER, overwrite=True) == tmp_path / ADAPTER
-    with pytest.raises(UsageError, match=r"differs from .* only in case"):
-        registry.reserve(ADAPTER.replace("Base-", "BASE-"))
-    for bad in ("../x-base", "x", "results", "a/b-base"):
-        with pytest.raises(UsageError, match="does not fit"):
-            registry.reserve(bad)
-
-
 HASH = "0123456789abcdef" * 4
 
 
