@@ -113,9 +113,30 @@ def test_all_methods_and_adapters_have_a_number_or_a_reason(capsys):
     )
     assert all((cell["forecast"] is None) == bool(cell["reason"]) for cell in cells.values())
     assert "carry no gradients" in cells["BNB4BIT", "NoPeft"]["reason"]
-    assert "not DoRa" in cells["QLORA", "DoRa"]["reason"]
+    forced = cells["QLORA", "DoRa"]
+    assert forced["note"] == "QLORA trains LoRa adapters, not DoRa; for DoRa on a 4-bit base use BNB4BIT."
+    assert forced["forecast"] == cells["QLORA", "LoRa"]["forecast"] | {"settings": forced["forecast"]["settings"]}
+    assert forced["forecast"]["settings"]["plan"]["adapter"]["kind"] == "LoRa"
     peaks = {key: cell["forecast"]["moments"][3]["size_bytes"] for key, cell in cells.items() if cell["forecast"]}
     assert peaks["QLORA", "LoRa"] < peaks["INT8", "LoRa"] < peaks["NoQuant", "LoRa"] < peaks["NoQuant", "NoPeft"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--fit", "12GiB"]], ids=["one run", "fit"])
+def test_of_an_adapter_that_the_method_does_not_train_it_is_said_which_runs(flags, capsys):
+    named = ["qwen3-8b", "--device", "cuda", "--quant-method", "QLORA", "--peft-config", "DoRa"]
+    assert main([*named, *flags]) == 0
+    printed = capsys.readouterr()
+    assert "QLORA trains LoRa adapters, not DoRa" in printed.err
+    assert "LoRa" in printed.out
+    assert "DoRa" not in printed.out
+
+
+def test_a_table_says_as_what_an_adapter_runs_that_the_method_does_not_train(capsys):
+    assert main(["qwen3-8b", "--device", "cuda"]) == 0
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.split()[:1] == ["QLORA"])
+    assert row.count("as LoRa") == 2
+    assert printed.count("QLORA trains LoRa adapters, not DoRa") == 1
 
 
 def test_a_group_size_that_does_not_divide_a_layer_is_a_reason_not_a_number(capsys, tmp_path):

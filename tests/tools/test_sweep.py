@@ -50,11 +50,31 @@ def test_the_plan_trains_each_adapter_once_and_says_what_cannot_run(write_sweep:
         ("merge", f"LoRa4_QLORA_w4_{TAG}_mergedbf16", "dequantized"),
         ("merge", f"LoRa4_QLORA_w4_{TAG}_mergedbasebf16", "base"),
     ]
-    assert [(item.label, item.reason) for item in plan.refused] == [
-        ("QLORA, DoRa, seed 1", "QLORA trains LoRa adapters, not DoRa; for DoRa on a 4-bit base use BNB4BIT.")
-    ]
+    assert plan.refused == []
     assert plan.notes[0] == "NoQuant, LoRa, seed 1, base: the same as dequantized, the base is dense"
     assert all(step.evaluated and step.disk_bytes > 0 for step in plan.steps)
+
+
+def test_a_kind_of_adapter_that_its_method_does_not_train_runs_as_the_one_it_does_and_once(write_sweep: Any) -> None:
+    """As `quantkit train` does it, whose run of these settings has the same name."""
+    plan = planned(write_sweep(**TWO_BY_TWO))
+    assert [note for note in plan.notes if note.startswith("QLORA")] == [
+        "QLORA, DoRa, seed 1: QLORA trains LoRa adapters, not DoRa; for DoRa on a 4-bit base use BNB4BIT.",
+        *(
+            f"QLORA, DoRa, seed 1, {policy}: the same as QLORA, LoRa, seed 1, {policy}, which runs once"
+            for policy in ("kept", "dequantized", "base")
+        ),
+    ]
+    alone = planned(write_sweep(vary={"quant_method": ["QLORA"], "peft_config": ["DoRa"], "merge": ["kept"], "seed": [1]}))
+    assert [(step.label, step.name) for step in alone.steps] == [
+        ("QLORA, DoRa, seed 1, kept", f"Tiny-Llama-openmath_SFT_LoRa4_QLORA_w4_{TAG}")
+    ]
+    assert alone.steps[0].config.peft_config == "LoRa"
+    assert alone.steps[0].config == plan.steps[4].config
+    left_out = TWO_BY_TWO | {"exclude": [{"quant_method": "QLORA", "peft_config": "LoRa", "merge": "kept"}]}
+    asked_by_the_other = planned(write_sweep(**left_out))
+    assert asked_by_the_other.steps[4].evaluated
+    assert len(asked_by_the_other.steps) == 7
 
 
 def test_one_policy_merges_in_the_run_and_an_adapter_for_merges_only_is_not_evaluated(write_sweep: Any) -> None:
@@ -110,7 +130,7 @@ def test_a_dry_run_writes_nothing(write_sweep: Any, read_json: Any, tmp_path: Pa
     said = read_json("sweep", write_sweep(**TWO_BY_TWO), "--dry-run")
     assert [step["state"] for step in said["steps"]] == ["to do"] * 7
     assert said["steps"][1]["needs"] == said["steps"][0]["name"]
-    assert said["refused"][0]["combination"] == "QLORA, DoRa, seed 1"
+    assert said["refused"] == []
     assert not (tmp_path / "artifacts").exists()
 
 
@@ -220,7 +240,10 @@ def test_the_example_can_be_planned(tiny_model: Path, rows: Path, tmp_path: Path
     (tmp_path / "sweep.yaml").write_text(text.replace("artifacts/sweep", str(tmp_path / "artifacts")))
     plan = planned(tmp_path / "sweep.yaml")
     assert [step.kind for step in plan.steps] == ["train", *["train", "merge"] * 6]
-    assert [item.label for item in plan.refused] == ["QLORA, DoRa, seed 1"]
+    assert plan.refused == []
+    assert [note.split(":")[0] for note in plan.notes if "the same as QLORA" in note] == [
+        f"QLORA, DoRa, seed 1, {policy}" for policy in ("kept", "dequantized")
+    ]
     assert plan.excluded == 2
     assert "BNB4BIT (double_quant True), LoRa, seed 1, kept" in [step.label for step in plan.steps]
 

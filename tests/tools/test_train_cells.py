@@ -79,7 +79,8 @@ def test_qlora_forces_lora_and_says_so(settings: list[object], quantkit: Any) ->
     assert code == 0
     assert "QLORA trains LoRa adapters, not DoRa" in err
     assert "use BNB4BIT" in err
-    assert json.loads(out)["recipe"]["adapter"]["kind"] == "LoRa"
+    planned = json.loads(out)
+    assert planned["recipe"]["adapter"]["kind"] == planned["settings"]["peft_config"] == "LoRa"
 
 
 @pytest.mark.parametrize("method", ["INT8", "BNB4BIT", "QLORA"])

@@ -127,6 +127,7 @@ def _all(question: Asked, flags: PlanFlags) -> int:
                         "method": cell.method,
                         "adapter": cell.kind,
                         "reason": cell.reason or None,
+                        "note": cell.note or None,
                         "forecast": None if cell.forecast is None else cell.forecast.to_dict(),
                     }
                     for cell in found

@@ -121,6 +121,8 @@ def show_fit(question: Asked, found: FitResult, *, prefer: Preference) -> None:
     settings, room = found.wanted.settings, format_bytes(found.room_bytes)
     run = f"{settings.plan.method} {settings.adapter.label}, {settings_text(settings)}"
     say(f"asked for: {run}: {format_bytes(found.wanted.peak_bytes)}")
+    for note in settings.plan.notes:
+        warn(note)
     if found.least is not None:
         say(f"nothing fits into {room}: not with the shortest rows, the smallest rank and every other saving", style="bold")
         say(f"the least that was tried takes {least_text(found.least.forecast.peak_bytes)}: {command(found.least)}")

@@ -95,6 +95,13 @@ class Cell:
     kind: str
     forecast: Forecast | None
     reason: str = ""
+    note: str = ""
+    """What is to be known of the forecast: that another kind of adapter is trained."""
+
+    @property
+    def trained(self) -> str:
+        """Return the kind of adapter that really is trained."""
+        return self.kind if self.forecast is None else self.forecast.settings.adapter.kind
 
 
 def asked(config: RunConfig, *, known: Mapping[str, Any]) -> Asked:
@@ -134,8 +141,7 @@ def cells(question: Asked, methods: Methods) -> list[Cell]:
 def _cell(question: Asked, methods: Methods, name: str, kind: PeftKind, options: Mapping[str, Any]) -> Cell:
     try:
         plan = question.plan_of(methods, name, question.adapter(kind), options)
-        if plan.adapter.kind != kind:
-            return Cell(name, kind, None, " ".join(plan.notes))
-        return Cell(name, kind, question.forecast(plan, methods))
+        note = "" if plan.adapter.kind == kind else " ".join(plan.notes) or f"{name} trains {plan.adapter.kind}"
+        return Cell(name, kind, question.forecast(plan, methods), note=note)
     except QuantkitError as error:
         return Cell(name, kind, None, str(error))

@@ -163,6 +163,8 @@ def show_cells(question: Asked, found: list[Cell]) -> None:
     )
     for line in _caption(question, found):
         say(line, style="dim")
+    for note in dict.fromkeys(cell.note for cell in found if cell.note):
+        say(note)
     if reasons:
         table("Not possible", ["what", "why"], [[_which(cells), reason] for reason, cells in reasons.items()])
 
@@ -197,7 +199,9 @@ def _which(cells: dict[str, list[str]]) -> str:
 
 
 def _cell_text(cell: Cell) -> str | None:
-    return None if cell.forecast is None else f"{cell.forecast.total(cell.forecast.training) / GIB:,.2f}"
+    if cell.forecast is None:
+        return None
+    return f"{cell.forecast.total(cell.forecast.training) / GIB:,.2f}" if cell.trained == cell.kind else f"as {cell.trained}"
 
 
 def _base(kinds: dict[str, Cell]) -> str | None:

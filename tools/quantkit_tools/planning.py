@@ -142,6 +142,8 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
         model_config=skeleton.config.to_dict(),
     )
     plan = methods.plan(config.quant_method, config.method_options, context)
+    if plan.adapter.kind != config.peft_config:  # what really runs is what checkpoints, records and sweeps are to know
+        config = config.with_changes(peft_config=plan.adapter.kind)
     original = context.model_config.get("quantization_config") is None
     check_placement(config, device, quantized=plan.spec.is_quantized or not original)
     check_splitting(config)

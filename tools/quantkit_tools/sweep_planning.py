@@ -136,10 +136,9 @@ class _Planner:
         except UsageError as error:
             self._refuse(label, error)
             return
-        if kept.plan.adapter.kind != combination.config.peft_config:
-            said = "; ".join(kept.plan.notes) or f"{kept.plan.method} trains {kept.plan.adapter.kind}"
-            self._refuse(label, said)
-            return
+        if kept.config.peft_config != combination.config.peft_config:
+            said = " ".join(kept.plan.notes) or f"{kept.plan.method} trains {kept.config.peft_config}"
+            self._plan.notes.append(f"{label}: {said}")
         if kept.kind == "model":
             self._add(self._train_step(kept, label, WHOLE))
             return
@@ -209,12 +208,17 @@ class _Planner:
         )
 
     def _add(self, step: Step) -> bool:
-        other = next((item for item in self._plan.steps if item.name.casefold() == step.name.casefold()), None)
-        if other is None:
-            self._plan.steps.append(step)
+        """Add a step, once where two combinations ask for the same; return whether its name stands for what it asks for."""
+        steps = self._plan.steps
+        number = next((at for at, item in enumerate(steps) if item.name.casefold() == step.name.casefold()), len(steps))
+        if number == len(steps):
+            steps.append(step)
             return True
-        if other.asks_for == step.asks_for:
-            self._plan.notes.append(f"{step.label}: the same as {other.label}")
+        other = steps[number]
+        same = other.asks_for == step.asks_for
+        if same:
+            steps[number] = replace(other, evaluated=other.evaluated or step.evaluated)
+            self._plan.notes.append(f"{step.label}: the same as {other.label}, which runs once")
         else:
             differing = ", ".join(_differing(other.config, step.config)) or "their merge policy"
             self._refuse(
@@ -222,7 +226,7 @@ class _Planner:
                 f"{step.name} is also the name of: {other.label}; they differ in {differing}, which name_settings in base can"
                 " put into names",
             )
-        return False
+        return same
 
     def _run(self, config: RunConfig, policy: str) -> RunPlan:
         merges = policy != KEPT
