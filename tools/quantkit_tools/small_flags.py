@@ -7,6 +7,7 @@ parser for nothing.
 
 import io
 from contextlib import redirect_stderr
+from dataclasses import fields
 from typing import TypeVar
 
 import tyro
@@ -29,11 +30,12 @@ def read_small_flags(kind: type[Flags], verb: str, arguments: list[str]) -> Flag
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return tyro.cli(with_help(kind), prog=f"quantkit {verb}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+            given = tyro.cli(with_help(kind), prog=f"quantkit {verb}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as stop:
         if stop.code != UsageError.exit_code:
             raise
         raise UsageError(f"{told(said.getvalue())}; quantkit {verb} --help lists what there is") from None
+    return kind(**{item.name: getattr(given, item.name) for item in fields(kind)})  # type: ignore[arg-type]
 
 
 def told(box: str) -> str:
