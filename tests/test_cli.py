@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit import __version__, console
+from quantkit import __version__
 from quantkit.errors import QuantkitError, UsageError, VerificationError
 from quantkit.files import new_folder
 from quantkit_tools import cli, methods
@@ -27,12 +27,6 @@ except SystemExit as stop:
 heavy = [name for name in {heavy!r} if name in sys.modules]
 sys.exit(f"imports {{heavy}}" if heavy else code)
 """
-
-
-@pytest.fixture(autouse=True)
-def human_text_on_stdout():
-    yield
-    console.use_stdout()
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,6 @@ ROWS = [[NAME, 4, "1.50 GiB", "HuggingFaceTB/SmolLM2-135M-Instruct", "2026-11-22
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def human_text_on_stdout():
-    yield
-    console.use_stdout()
-
-
 def on_terminal(script: str, columns: int, **environment: str) -> str:
     """Run a script in a pseudo-terminal of this width and return what the terminal received."""
     pty, termios, fcntl = (pytest.importorskip(name) for name in ("pty", "termios", "fcntl"))

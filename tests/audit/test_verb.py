@@ -4,22 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from quantkit import console
 from quantkit.files import artifact_hash, write_manifest
 from quantkit_registry.store import Registry
 from quantkit_tools.cli import run_verb
 from tests.audit import files
-
-
-@pytest.fixture(autouse=True)
-def human_text_on_stdout() -> Iterator[None]:
-    yield
-    console.use_stdout()
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,10 @@ import sys
 
 import pytest
 
-from quantkit import console
 from quantkit.doctor.trials import TRIALS, Trial, judge_trials, run_trials
 from quantkit_tools import cli, doctor
 
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes")
-
-
-@pytest.fixture(autouse=True)
-def human_text_on_stdout():
-    yield
-    console.use_stdout()
 
 
 def test_it_imports_nothing_heavy(tmp_path):

@@ -2,14 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from quantkit import console
 from quantkit.evaluation.harness import evaluate_harness
 from quantkit.evaluation.harness.model import require_harness
 from quantkit.evaluation.likelihood import encode_pair, loglikelihoods
@@ -17,26 +15,10 @@ from quantkit.evaluation.perplexity import row_losses
 from quantkit.evaluation.results import TaskResult
 from quantkit_registry.store import Registry
 from quantkit_tools.cli import run_verb
-from tests.evaluation.harness_tasks import ROWS, load_tiny, write_definitions
+from tests.adapters import foreign_lora
+from tests.evaluation.harness_tasks import ROWS
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra `harness`)")
-
-
-@pytest.fixture(autouse=True)
-def human_text_on_stdout() -> Iterator[None]:
-    yield
-    console.use_stdout()
-
-
-@pytest.fixture(scope="module")
-def definitions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of task definitions, as a user would keep one."""
-    return write_definitions(tmp_path_factory.mktemp("tasks"))
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_model: Path) -> tuple[Any, Any]:
-    return load_tiny(tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -133,18 +115,7 @@ def test_a_group_is_lm_eval_s_aggregate_of_its_members(results: dict[str, TaskRe
 def test_the_verb_runs_it_on_the_adapter_s_own_base_and_files_it_with_ours(
     tiny_model: Path, definitions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    peft = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
-    for name, parameter in peft.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    peft.save_pretrained(tmp_path / "lora")
+    foreign_lora(tiny_model, tmp_path / "lora", std=0.05)
     arguments = ["--method", "QLORA", "--harness", "local_choice", "--harness-include", str(definitions)]
     arguments += ["--limit", "6", "--registry", str(tmp_path / "r"), "--json", "--num-fewshot", "2", "--apply-chat-template"]
     assert run_verb("evaluate", [str(tmp_path / "lora"), *arguments]) == 0

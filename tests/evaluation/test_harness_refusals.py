@@ -13,20 +13,9 @@ from quantkit.evaluation.harness.model import wrap
 from quantkit.evaluation.harness.scores import judge
 from quantkit.evaluation.results import TaskResult
 from quantkit_tools.cli import run_verb
-from tests.evaluation.harness_tasks import CHOICE, load_tiny, write_definitions
+from tests.evaluation.harness_tasks import CHOICE
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra `harness`)")
-
-
-@pytest.fixture(scope="module")
-def definitions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of task definitions, as a user would keep one."""
-    return write_definitions(tmp_path_factory.mktemp("tasks"))
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_model: Path) -> tuple[Any, Any]:
-    return load_tiny(tiny_model)
 
 
 @pytest.mark.parametrize(

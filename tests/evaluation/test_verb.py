@@ -5,27 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from quantkit import console
 from quantkit.evaluation.results import ArtifactResult, TaskResult
 from quantkit.files import artifact_hash, write_manifest
 from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.records import ArtifactRecord, BaseReference, write_record
 from quantkit_registry.store import Registry
 from quantkit_tools.cli import run_verb
+from tests.adapters import foreign_lora
 
 QUICK = ["--limit", "4", "--max-new-tokens", "24"]
-
-
-@pytest.fixture(autouse=True)
-def human_text_on_stdout() -> Iterator[None]:
-    yield
-    console.use_stdout()
 
 
 @pytest.fixture
@@ -41,19 +34,7 @@ def data(tmp_path: Path) -> str:
 @pytest.fixture(scope="module")
 def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A foreign LoRA adapter on the tiny model, trained on nothing but no longer zero."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    folder = tmp_path_factory.mktemp("adapters") / "tiny-lora"
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    peft = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-    for name, parameter in peft.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.01)
-    peft.save_pretrained(folder)
-    return folder
+    return foreign_lora(tiny_model, tmp_path_factory.mktemp("adapters") / "tiny-lora", std=0.01)
 
 
 def evaluate(*arguments: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

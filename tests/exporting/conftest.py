@@ -2,16 +2,14 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from quantkit import console
-from quantkit_tools.cli import run_verb
+from tests.conftest import Run
 from tests.tiny import tiny_config
-
-Export = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -35,22 +33,13 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def export(root: Path, capsys: pytest.CaptureFixture[str]) -> Export:
+def export(root: Path, quantkit: Run) -> Run:
     """Run `quantkit export …`; return exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        try:
-            code = run_verb("export", [str(argument) for argument in arguments])
-        finally:
-            console.use_stdout()
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
+    return partial(quantkit, "export")
 
 
 @pytest.fixture
-def exported(export: Export) -> Callable[..., Any]:
+def exported(export: Run) -> Callable[..., Any]:
     """Run `quantkit export … --json`, which must succeed; return the object it prints."""
 
     def run(*arguments: object) -> Any:

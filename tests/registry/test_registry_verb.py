@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,6 @@ from tests.registry.records_of import commit_adapter, commit_model
 ADAPTER = "Base-d_SFT_LoRa8_QLORA_w4_headbf16"
 MODEL = f"{ADAPTER}_mergedbf16"
 RESULT = {"task": "arith", "metric": "exact_match", "scores": {"exact_match": {"value": 0.625}}, "marks": ["FLOOR"]}
-
-
-@pytest.fixture(autouse=True)
-def _human_text_on_stdout() -> Iterator[None]:
-    yield
-    console.use_stdout()
 
 
 @pytest.fixture
@@ -84,7 +77,7 @@ def test_an_empty_registry_is_no_error(tmp_path: Path, capsys: pytest.CaptureFix
     assert run("ls", "--root", tmp_path / "none") == 0
     printed = capsys.readouterr()
     assert "(none)" in printed.out
-    assert "none: no such folder; --root names the folder that holds artifacts" in printed.err
+    assert "none: no such folder; --registry names the folder that holds artifacts" in printed.err
 
 
 def test_show_prints_record_and_results(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,6 @@ from quantkit.errors import QuantkitError
 from quantkit_tools import stages
 from tests.preflight.faults import FAULTS, Fault
 from tests.reliability.conftest import Figure
-from tests.tools.conftest import quantkit  # noqa: F401
 
 
 class WouldLoadError(QuantkitError):
@@ -56,7 +55,7 @@ def _flags(fault: Fault, tiny_model: Path, folder: Path) -> list[object]:
     ]
 
 
-def _preflight(fault: Fault, flags: list[object], quantkit: Any) -> str:  # noqa: F811
+def _preflight(fault: Fault, flags: list[object], quantkit: Any) -> str:
     """Return what is wrong with what `preflight` says of a fault, or the empty string."""
     code, out, err = quantkit("preflight", *flags, "--json")
     findings = json.loads(out)["findings"] if out else []
@@ -66,7 +65,7 @@ def _preflight(fault: Fault, flags: list[object], quantkit: Any) -> str:  # noqa
     return "" if right else f"preflight ended with {code}\n{out}{err}"
 
 
-def _train(fault: Fault, flags: list[object], reached: list[PreparedData], quantkit: Any) -> str:  # noqa: F811
+def _train(fault: Fault, flags: list[object], reached: list[PreparedData], quantkit: Any) -> str:
     """Return what is wrong with how `train` ends on a fault, or the empty string."""
     before = len(reached)
     code, out, err = quantkit("train", *flags)
@@ -82,7 +81,7 @@ def test_every_fault_is_found_before_the_model_is_loaded(
     tiny_model: Path,
     tmp_path: Path,
     reached: list[PreparedData],
-    quantkit: Any,  # noqa: F811
+    quantkit: Any,
     figure: Figure,
 ) -> None:
     """Refused with 2 or 3 in one line; the one that is repaired is said to be, and the number is what is learnt."""

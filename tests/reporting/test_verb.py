@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from quantkit import console
 from quantkit.evaluation.results import ArtifactResult, TaskResult
 from quantkit_registry.store import Registry
 from quantkit_tools.cli import run_verb
@@ -45,12 +44,6 @@ def root(tmp_path: Path) -> Path:
     file_result(root, BASE, task_result(8))
     file_result(root, BASE, perplexity_result(3.0))
     return root
-
-
-@pytest.fixture(autouse=True)
-def human_text_on_stdout():
-    yield
-    console.use_stdout()
 
 
 def report(root: Path, *arguments: object, code: int = 0) -> None:

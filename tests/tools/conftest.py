@@ -1,45 +1,13 @@
-"""Commands run in this process on the tiny model; what they leave behind is looked at."""
+"""What commands are run on, and adapters that commands have made."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from quantkit import console
 from quantkit.data.arithmetic import arithmetic_data
 from quantkit_tools.cli import run_verb
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def quantkit(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `quantkit VERB …` and return exit code, stdout and stderr."""
-
-    def run(verb: str, *arguments: object) -> tuple[int, str, str]:
-        try:
-            code = run_verb(verb, [str(argument) for argument in arguments])
-        finally:
-            console.use_stdout()
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
-
-
-@pytest.fixture
-def read_json(quantkit: Run) -> Callable[..., Any]:
-    """Run a verb with `--json`; return the object it prints."""
-
-    def run(verb: str, *arguments: object) -> Any:
-        code, out, err = quantkit(verb, *arguments, "--json")
-        trained_for_a_moment = verb == "evaluate" and code == 3  # what such a model writes may be garbage
-        assert code == 0 or trained_for_a_moment, err
-        return json.loads(out)
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from quantkit.computing import device_dtype
 from quantkit.methods import installed_methods
 from quantkit.modeling import load_base
 from quantkit_registry.store import Registry
-from tests.tools.conftest import Run
+from tests.conftest import Run
 
 
 @pytest.fixture(params=["bfloat16", "float32"])

@@ -2,26 +2,19 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from quantkit import console
 from quantkit.errors import UsageError
 from quantkit.evaluation.results import TaskResult
 from quantkit_registry.store import Registry
 from quantkit_tools.cli import run_verb
 from quantkit_tools.evaluation.reference import source_of
 from quantkit_tools.listing import scores_of
-
-
-@pytest.fixture(autouse=True)
-def human_text_on_stdout() -> Iterator[None]:
-    yield
-    console.use_stdout()
+from tests.adapters import foreign_lora
 
 
 @pytest.fixture
@@ -35,20 +28,7 @@ def data(tmp_path: Path) -> str:
 @pytest.fixture(scope="module")
 def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A foreign LoRA adapter on the tiny model that changes it a little."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    folder = tmp_path_factory.mktemp("adapters") / "tiny-lora"
-    torch.manual_seed(0)
-    peft = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
-    for name, parameter in peft.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
-    peft.save_pretrained(folder)
-    return folder
+    return foreign_lora(tiny_model, tmp_path_factory.mktemp("adapters") / "tiny-lora", std=0.02)
 
 
 def run(*arguments: str, registry: Path) -> int:
