@@ -125,7 +125,7 @@ def plan_adoption(config: AdoptConfig, methods: Methods) -> Adoption:
             " no adoption (quantkit evaluate finds its recipe there)"
         )
     name = format_name(ArtifactName.of(base=base, dataset=config.dataset, adapter=adapter, recipe=plan.spec))
-    root = default_root() if config.root is None else Path(config.root).expanduser()
+    root = default_root() if config.registry is None else Path(config.registry).expanduser()
     absolute = str(Path(base).expanduser().resolve()) if is_local(base) else base
     return Adoption(
         config=config, folder=folder, base=absolute, plan=plan, name=name, target=root / name, device=device, hint=hint

@@ -22,6 +22,7 @@ from quantkit.methods import Methods, installed_methods
 from quantkit.options import check_value
 from quantkit.runfiles import choose_run, place, read_run_values
 from quantkit.spec import QuantMethod
+from quantkit_tools.folder_flag import NAMES, OF_RUNS, with_own_folder_flag
 
 DESCRIPTION = "Add --quant-method NAME before --help to see that method's own options. Hyphens and underscores are the same."
 
@@ -81,7 +82,7 @@ def parse_run_flags(
     methods = methods or installed_methods()
     if {"-h", "--help"}.intersection(arguments):
         _show_help(arguments, methods, kind, verb)
-    flags = read_flags(arguments, methods, kind, verb)
+    flags = read_flags(with_own_folder_flag(arguments, OF_RUNS), methods, kind, verb)
     given = {item.name: flags.pop(f"--{item.name}") for item in fields(kind) if f"--{item.name}" in flags}
     for name in ("config", "run"):
         if given.get(name) is True or isinstance(given.get(name), list):
@@ -180,7 +181,7 @@ def _show_help(arguments: list[str], methods: Methods, kind: type[FileFlags], ve
     sections: list[tuple[str, Any]] = [
         (name, with_help(cls)) for name, cls in (("command", kind), ("run", RunConfig), (info.name, info.options))
     ]
-    others = ", ".join(f"--{name}".replace("_", "-") for name in (*RENAMED, *TRANSLATED))
+    others = ", ".join(f"--{name}".replace("_", "-") for name in (*RENAMED, *TRANSLATED, *NAMES) if name != OF_RUNS)
     width = min(shutil.get_terminal_size().columns, 100)
     tyro.cli(
         make_dataclass(verb.capitalize(), sections),

@@ -19,6 +19,7 @@ from quantkit_registry.forest import forest
 from quantkit_registry.lineage import lineage
 from quantkit_registry.store import Artifact, Registry
 from quantkit_registry.verify import Check, verify
+from quantkit_tools.folder_flag import with_own_folder_flag
 from quantkit_tools.listing import degenerate_on, describe, failed_gate, scores_of
 
 LONGEST_CELL = 12
@@ -43,21 +44,19 @@ def main(arguments: list[str]) -> int:
         from quantkit_tools import adopt
 
         return adopt.main([text for index, text in enumerate(arguments) if index != arguments.index(word)])
-    flags = build_parser().parse_args(arguments)
+    flags = build_parser().parse_args(with_own_folder_flag(arguments, "registry"))
     if flags.json:
         console.use_stderr()
-    registry = Registry(flags.root)
-    if flags.root is not None and not registry.root.is_dir():
-        console.warn(f"{flags.root}: no such folder; --root names the folder that holds artifacts")
+    registry = Registry(flags.registry)
+    if flags.registry is not None and not registry.root.is_dir():
+        console.warn(f"{flags.registry}: no such folder; --registry names the folder that holds artifacts")
     return COMMANDS[flags.command](flags, registry)
 
 
 def build_parser() -> Parser:
     """Return the parser; argparse, because building flags from dataclasses would take half of the time `ls` may take."""
     common = Parser(add_help=False)
-    common.add_argument(
-        "--root", "--registry", metavar="DIR", help="folder of artifacts; default $QUANTKIT_REGISTRY or artifacts"
-    )
+    common.add_argument("--registry", metavar="DIR", help="folder of artifacts; default $QUANTKIT_REGISTRY or artifacts")
     common.add_argument("--json", action="store_true", help="print one JSON object; human text goes to stderr")
     parser = Parser(prog="quantkit registry", description="What is in these folders, and is it what it says?")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

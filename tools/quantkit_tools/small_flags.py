@@ -8,12 +8,13 @@ parser for nothing.
 import io
 from contextlib import redirect_stderr
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
 from quantkit.errors import UsageError
 from quantkit_tools.field_help import with_help
+from quantkit_tools.folder_flag import NAMES, with_own_folder_flag
 
 SIDES = "│| "
 RULE = set("─-╰╯+")
@@ -28,9 +29,12 @@ def read_small_flags(kind: type[Flags], verb: str, arguments: list[str]) -> Flag
         UsageError: what is wrong with which flag, and where help is.
     """
     said = io.StringIO()
+    known: Any = kind
+    folder = next((item.name for item in fields(known) if item.name in NAMES), None)
+    words = arguments if folder is None else with_own_folder_flag(arguments, folder)
     try:
         with redirect_stderr(said):
-            given = tyro.cli(with_help(kind), prog=f"quantkit {verb}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+            given = tyro.cli(with_help(kind), prog=f"quantkit {verb}", args=words, config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as stop:
         if stop.code != UsageError.exit_code:
             raise

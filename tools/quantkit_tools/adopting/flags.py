@@ -16,9 +16,10 @@ from quantkit.methods import Methods, installed_methods
 from quantkit.options import check_value
 from quantkit_tools.field_help import field_docstrings
 from quantkit_tools.flags import read_words
+from quantkit_tools.folder_flag import with_own_folder_flag
 
 RENAMED = {
-    "model_name_or_path": "base", "base_model": "base", "quant_method": "method", "dst": "root", "name": "dataset",
+    "model_name_or_path": "base", "base_model": "base", "quant_method": "method", "name": "dataset",
     "bnb_4bit_quant_type": "quant_type", "bnb_4bit_use_double_quant": "double_quant", "bnb_4bit_compute_dtype": "compute_dtype",
     "bnb_4bit_quant_storage": "quant_storage",
 }  # fmt: skip
@@ -44,7 +45,7 @@ class AdoptConfig:
     """Word for its training data in the standardized name."""
     data: str | None = None
     """Rows to measure base and adapter on; default: generated arithmetic, which only shows that logits change."""
-    root: str | None = None
+    registry: str | None = None
     """Folder of artifacts; default $QUANTKIT_REGISTRY or artifacts."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -83,7 +84,13 @@ def parse_adopt_flags(arguments: list[str], *, methods: Methods | None = None) -
     classes = [AdoptConfig, AdoptFlags, *(methods.info(name).options for name in methods.names)]
     switches = {name for cls in classes for name, kind in get_type_hints(cls).items() if "bool" in str(kind)}
     known = own | options | {*RENAMED, "dry_run", "json"}
-    given = read_words(arguments[1:], known=known, switches=switches, canonical=_canonical, verb="registry adopt")
+    given = read_words(
+        with_own_folder_flag(arguments[1:], "registry"),
+        known=known,
+        switches=switches,
+        canonical=_canonical,
+        verb="registry adopt",
+    )
     values: dict[str, Any] = {}
     for spelling, value in given.items():
         if _canonical(spelling) in values:

@@ -15,8 +15,9 @@ from quantkit.errors import UsageError
 from quantkit.options import check_value
 from quantkit_tools.field_help import field_docstrings
 from quantkit_tools.flags import read_words
+from quantkit_tools.folder_flag import with_own_folder_flag
 
-RENAMED = {"merge": "policy", "merge_policy": "policy", "base": "into", "output_dir": "dst", "dtype": "save_dtype"}
+RENAMED = {"merge": "policy", "merge_policy": "policy", "base": "into", "dtype": "save_dtype"}
 """Another name → the setting that it means."""
 SHORT_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
 USAGE = "quantkit merge ADAPTER [--policy dequantized|base|requantized]"
@@ -98,7 +99,9 @@ def parse_merge_flags(arguments: list[str]) -> MergeFlags:
     kinds = {**get_type_hints(MergeConfig), **get_type_hints(MergeFlags)}
     switches = {name for name, kind in kinds.items() if "bool" in str(kind)}
     known = own | {*RENAMED, "dry_run", "json"}
-    given = read_words(arguments[1:], known=known, switches=switches, canonical=_canonical, verb="merge")
+    given = read_words(
+        with_own_folder_flag(arguments[1:], "dst"), known=known, switches=switches, canonical=_canonical, verb="merge"
+    )
     values: dict[str, Any] = {}
     for spelling, value in given.items():
         if _canonical(spelling) in values:

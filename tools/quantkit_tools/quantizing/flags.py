@@ -19,6 +19,7 @@ from quantkit.options import check_value
 from quantkit.plan import Stage
 from quantkit_tools.field_help import field_docstrings
 from quantkit_tools.flags import read_words
+from quantkit_tools.folder_flag import NAMES, with_own_folder_flag
 
 SAID_OF_WEIGHTS = ("weights_bits", "group_size", "symmetric", "activations_bits", "format")
 """Facts that may be asked for of any method: an option of it, or what its plan must come to."""
@@ -30,7 +31,6 @@ RENAMED = {
     "model": "src",
     "model_name_or_path": "src",
     "quant_method": "method",
-    "output_dir": "dst",
 }
 """Another name → the setting or option that it means."""
 LISTS = ("ignore",)
@@ -99,7 +99,9 @@ def parse_quantize_flags(arguments: list[str], *, methods: Methods | None = None
     known = own | options | {*RENAMED, *SAID_OF_WEIGHTS, "dry_run", "json"}
     classes = [QuantizeConfig, QuantizeFlags, *(methods.info(name).options for name in methods.names)]
     switches = {name for cls in classes for name, kind in get_type_hints(cls).items() if "bool" in str(kind)}
-    given = read_words(arguments, known=known, switches=switches, canonical=_canonical, verb="quantize")
+    given = read_words(
+        with_own_folder_flag(arguments, "dst"), known=known, switches=switches, canonical=_canonical, verb="quantize"
+    )
     values: dict[str, Any] = {}
     for spelling, value in given.items():
         if _canonical(spelling) in values:
@@ -173,7 +175,7 @@ def _show_help(arguments: list[str], methods: Methods) -> None:
     sections += [(methods.info(named[0]).name, methods.info(named[0]).options)] if named else []
     width = min(shutil.get_terminal_size().columns, 100)
     text = "Quantize a finished model, judge it against its source, save it. Add --method NAME to see that method's options."
-    others = ", ".join(f"--{name}".replace("_", "-") for name in (*RENAMED, *SAID_OF_WEIGHTS))
+    others = ", ".join(f"--{name}".replace("_", "-") for name in (*RENAMED, *SAID_OF_WEIGHTS, *NAMES) if name != "dst")
     tyro.cli(
         make_dataclass("Quantize", sections),
         prog="quantkit quantize",
