@@ -30,9 +30,10 @@ def train_job(job: dict[str, Any]) -> dict[str, Any]:
     from quantkit.config import RunConfig
     from quantkit.data import EncodedRow, PreparedData
     from quantkit.modeling import load_tokenizer
+
+    model, plan = adapted(job)  # first, as the verb does: what loads quantized weights is then imported lightly
     from quantkit.training import loop, order, train
 
-    model, plan = adapted(job)
     if plan.adapter.kind == "LoRa":  # others start as they do
         set_adapters(model, job["adapters"])
     rows = [row for batch in job["batches"] for row in batch]

@@ -43,7 +43,7 @@ def map_large(size_bytes: int = MAPPED_BYTES) -> None:
 
 @contextmanager
 def held_small(model: Any, device: str, *, wanted: bool) -> Iterator[None]:
-    """Give memory back within, before a decoder block runs, whenever the process has grown by `GROWTH_BYTES`.
+    """Give memory back within, before a decoder block runs or runs backward, whenever the process has grown by `GROWTH_BYTES`.
 
     From the beginning where that is `wanted`, else from where half of what was free is taken; from there on, large tensors are
     mapped by themselves.
@@ -76,7 +76,14 @@ def held_small(model: Any, device: str, *, wanted: bool) -> Iterator[None]:
             least = _resident_bytes()
         least = min(least, now)
 
+    def look_again(_module: Any, _inputs: Any, output: Any) -> None:
+        """Look again before the block's backward pass, in which it may be computed again."""
+        states = output[0] if isinstance(output, tuple) else output
+        if getattr(states, "requires_grad", False):
+            states.register_hook(look)
+
     hooks = [block.register_forward_pre_hook(look) for block in blocks]
+    hooks += [block.register_forward_hook(look_again) for block in blocks]
     try:
         yield
     finally:

@@ -12,19 +12,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import Trainer
 
 from quantkit.errors import QuantkitError, VerificationError
 from quantkit.files import new_folder, write_json
 from quantkit.processes import said_by_first
 from quantkit.training.checkpoints import FACTS, RunState, checkpoint_folders, rotate, step_of, weights_sha256
 from quantkit.training.guards import NotFiniteError, state_faults
+from quantkit.training.on_demand import trainer_class
 from quantkit.training.parts import load_states, load_weights, whole_states, whole_weights
 from quantkit.training.sharding import trains_parts
 from quantkit.training.shortage import OutOfMemoryError, random_states, release, restore_random_states, shortage_of
 
 
-class ResumableTrainer(Trainer):  # type: ignore[misc]
+class ResumableTrainer(trainer_class()):  # type: ignore[misc]
     """`transformers.Trainer` with our checkpoints."""
 
     optimizer: Any

@@ -15,6 +15,7 @@ from quantkit import memory
 from quantkit.training import heap, sharding
 from quantkit.training import run as training_run
 from quantkit.training.heap import give_back, held_small
+from quantkit.training.recompute import recomputed
 from tests.training.families import family
 from tests.training.helpers import adapted, config, run
 
@@ -44,6 +45,18 @@ def test_blocks_ask_for_it_when_the_process_has_grown_and_no_longer_afterwards(m
     before = len(looks)
     model(input_ids=IDS)
     assert len(looks) == before
+
+
+@pytest.mark.parametrize("again", ["none", "full"])
+def test_blocks_ask_again_before_their_backward_pass(again: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, looks = family("Llama").train(), []
+    monkeypatch.setattr(heap, "_resident_bytes", lambda: looks.append(1) or 100)
+    monkeypatch.setattr(heap, "_trim", lambda: lambda _: None)
+    with recomputed(model, again), held_small(model, "cpu", wanted=True):
+        loss = model(input_ids=IDS).logits.sum()
+        forward = len(looks)
+        loss.backward()
+    assert len(looks) - forward == len(model.model.layers) == forward - 1  # once at the start
 
 
 def test_large_tensors_are_mapped_once_half_of_what_was_free_is_taken_and_no_longer_afterwards(

@@ -110,6 +110,17 @@ def test_autocast_decides_in_which_type_it_computes() -> None:
     assert {item.dtype for item in torch.autograd.grad(output.float().sum(), inputs)} == {torch.float32}
 
 
+def test_products_of_float32_numbers_are_exact_again_afterwards() -> None:
+    """Elsewhere they must not be rounded to bfloat16."""
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    rows = BlockMasks(Layout((Block(1, 8),), 8), causal_mask_function, "cpu").together
+    inputs = [item.detach() for item in states(8, torch.bfloat16)]
+    tiled_attention(*inputs, rows, scale=0.3)
+    with pytest.raises(TypeError):
+        tiled_attention(*inputs, rows, scale="of no number")  # type: ignore[arg-type]
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
 def test_it_is_for_bfloat16_on_cpus_without_units_for_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     half, single = states(2, torch.bfloat16)[0], states(2, torch.float32)[0]
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
