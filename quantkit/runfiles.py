@@ -13,6 +13,7 @@ from typing import Any
 from quantkit.aliases import RENAMED, TRANSLATED, canonical
 from quantkit.config import SETTINGS
 from quantkit.errors import UsageError, did_you_mean
+from quantkit.files import read_text
 
 SUFFIXES = (".json", ".toml", ".yaml", ".yml")
 MAX_BYTES = 4 * 1024 * 1024
@@ -63,7 +64,9 @@ def read_run_values(path: str | Path) -> dict[str, dict[str, Any]]:
 
 def read_data(path: Path, wanted: str) -> dict[str, Any]:
     """Return the one object that a JSON, TOML or YAML file holds; `wanted` says for errors what it should be."""
-    data = _parse(path, _read_text(path))
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{path}: run files end in {', '.join(SUFFIXES)}")
+    data = _parse(path, read_text(path, max_bytes=MAX_BYTES))
     if not isinstance(data, dict) or not data:
         raise UsageError(f"{path}: holds {_kind(data)}; {wanted} is wanted")
     for key in data:
@@ -75,20 +78,6 @@ def read_data(path: Path, wanted: str) -> dict[str, Any]:
 def _is_setting(key: str) -> bool:
     name = canonical(key)
     return name in SETTINGS or name in TRANSLATED or name in RENAMED.values()
-
-
-def _read_text(path: Path) -> str:
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{path}: run files end in {', '.join(SUFFIXES)}")
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise UsageError(f"{path}: {size} bytes; a run file has at most {MAX_BYTES}")
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}") from None
 
 
 def _parse(path: Path, text: str) -> Any:

@@ -152,4 +152,4 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     big = tmp_path / "big.json"
     with big.open("wb") as stream:
         stream.truncate(MAX_BYTES + 1)
-    assert refused(big) == f"{big}: {MAX_BYTES + 1} bytes; a run file has at most {MAX_BYTES}"
+    assert refused(big) == f"{big}: {MAX_BYTES + 1} bytes; at most {MAX_BYTES} are read"

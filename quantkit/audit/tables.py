@@ -12,6 +12,7 @@ from typing import Any
 
 from quantkit.audit.values import short
 from quantkit.errors import UsageError
+from quantkit.files import read_text
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_ROWS = 500_000
@@ -26,7 +27,7 @@ def read_csv(path: Path) -> tuple[list[str], Table]:
     Raises:
         UsageError: it is too large, not UTF-8, has no or a repeated column, or a row has other cells than there are columns.
     """
-    text = read_text(path)
+    text = read_text(path, max_bytes=MAX_BYTES)
     head = text.partition("\n")[0]
     delimiter = max(",;\t", key=head.count)
     try:
@@ -60,7 +61,7 @@ def read_csv(path: Path) -> tuple[list[str], Table]:
 def read_jsonl(path: Path) -> list[tuple[int, Any]]:
     """Return line number and data of every line; raises `UsageError` naming the line that is no JSON."""
     found = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path, max_bytes=MAX_BYTES).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -70,16 +71,3 @@ def read_jsonl(path: Path) -> list[tuple[int, Any]]:
         if len(found) > MAX_ROWS:
             raise UsageError(f"{path}: more than {MAX_ROWS} lines")
     return found
-
-
-def read_text(path: Path) -> str:
-    """Return a file's text; raises `UsageError` where it is too large, not UTF-8, or cannot be read."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise UsageError(f"{path}: {size} bytes; at most {MAX_BYTES} are read")
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8: byte {error.start}") from None

@@ -22,7 +22,7 @@ from quantkit.files.manifest import (
     verify_manifest,
     write_manifest,
 )
-from quantkit.files.single import read_json, write_json, write_text
+from quantkit.files.single import read_json, read_text, write_json, write_text
 
 __all__ = [
     "MANIFEST",
@@ -32,6 +32,7 @@ __all__ = [
     "put_back",
     "read_json",
     "read_manifest",
+    "read_text",
     "refuse_existing",
     "remove_folder",
     "remove_leftovers",

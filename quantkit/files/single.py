@@ -46,6 +46,22 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, text + "\n")
 
 
+def read_text(path: Path, *, max_bytes: int) -> str:
+    """Return the text of a file that somebody else wrote; a byte order mark is left out.
+
+    Raises:
+        UsageError: the file is missing, larger than `max_bytes` or not UTF-8.
+    """
+    try:
+        if (size := path.stat().st_size) > max_bytes:
+            raise UsageError(f"{path}: {size} bytes; at most {max_bytes} are read")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}") from None
+
+
 def read_json(path: Path, *, max_bytes: int = 64 * 1024 * 1024) -> Any:
     """Return the JSON data of a file.
 

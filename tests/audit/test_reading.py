@@ -135,7 +135,7 @@ def test_semicolons_and_byte_order_marks_are_understood(tmp_path: Path) -> None:
         ("a.csv", "model,accuracy,accuracy\nm,1,2\n", "a.csv: the column 'accuracy' stands there twice"),
         ("a.csv", 'model,accuracy\n"m,0.5\n', "a.csv: not a table: "),
         ("a.csv", "", "a.csv: 0 columns in line 1"),
-        ("a.csv", b"model,accuracy\n\xff,1\n", "a.csv: not UTF-8: byte 15"),
+        ("a.csv", b"model,accuracy\n\xff,1\n", "a.csv: not UTF-8: byte 0xff at offset 15"),
         ("a.csv", "model,accuracy\n" + "9" * 200_000 + ",1\n", "a.csv: not a table: field larger than field limit"),
     ],
 )

@@ -4,10 +4,11 @@ Takes what `quantkit train` takes and stops before any weights: rows with their 
 make the exit code 3. Finding out from the trained model is the alternative, and takes hours.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from quantkit import console
 from quantkit.config import RunConfig
@@ -16,6 +17,7 @@ from quantkit_tools.flags import FileFlags, parse_run_flags
 from quantkit_tools.result_files import refuse_unwritable, write_result
 
 if TYPE_CHECKING:
+    from quantkit.data.prepare import ReadData
     from quantkit.preflight import Preflight
 
 
@@ -62,7 +64,7 @@ def look_at(config: RunConfig, *, rows: int) -> "Preflight":
     Raises:
         UsageError: there is no such model or data set, or a file of it cannot be read.
     """
-    from quantkit.data import ChatFormat, read_data
+    from quantkit.data import ChatFormat
     from quantkit.modeling import load_tokenizer
     from quantkit.preflight import ModelFacts, examine, unreadable
     from quantkit.skeleton import read_stop_tokens
@@ -75,14 +77,22 @@ def look_at(config: RunConfig, *, rows: int) -> "Preflight":
         ChatFormat(tokenizer, stops)
     except UsageError as error:
         return unreadable(config, str(error))
-    read = read_data(
+    return examine(read_rows(config, tokenizer, stops, on_bad_rows=None), config, facts, samples=rows)
+
+
+def read_rows(
+    config: RunConfig, tokenizer: Any, stops: Collection[int], *, on_bad_rows: Literal["error", "drop"] | None
+) -> "ReadData":
+    """Return a run's rows, read, rendered and tokenized; `stops` are the token ids at which generation with the model ends."""
+    from quantkit.data import read_data
+
+    return read_data(
         dataset=str(config.dataset_name),
         tokenizer=tokenizer,
         max_length=config.max_length,
         eval_dataset=config.eval_dataset_name,
         system_prompt=config.system_prompt,
         trunc_train=config.trunc_train,
-        on_bad_rows=None,
+        on_bad_rows=on_bad_rows,
         stop_token_ids=stops,
     )
-    return examine(read, config, facts, samples=rows)

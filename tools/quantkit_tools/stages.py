@@ -52,22 +52,14 @@ def prepare_rows(run: RunPlan, tokenizer: Any) -> "PreparedData":
         UsageError: rows cannot be read or learnt from.
         VerificationError: training on them would not teach what was meant.
     """
-    from quantkit.data import read_data
     from quantkit.preflight import ModelFacts, examine
     from quantkit.skeleton import read_stop_tokens
+    from quantkit_tools.preflight import read_rows
     from quantkit_tools.preflight_showing import heed
 
     config = run.config
-    read = read_data(
-        dataset=str(config.dataset_name),
-        tokenizer=tokenizer,
-        max_length=config.max_length,
-        eval_dataset=config.eval_dataset_name,
-        system_prompt=config.system_prompt,
-        trunc_train=config.trunc_train,
-        on_bad_rows=config.on_bad_rows,
-        stop_token_ids=read_stop_tokens(config.model_name_or_path, tokenizer, revision=config.revision),
-    )
+    stops = read_stop_tokens(config.model_name_or_path, tokenizer, revision=config.revision)
+    read = read_rows(config, tokenizer, stops, on_bad_rows=config.on_bad_rows)
     data = read.prepared()
     for line in data.report.lines():
         say(line)
