@@ -175,7 +175,8 @@ def _products_of_bfloat16(dtype: torch.dtype) -> Iterator[None]:
     """Let products of float32 numbers that were bfloat16 ones be taken by bfloat16 units, which add up in float32: exact, and
     half the time. A product of bfloat16 tensors, the alternative, would be rounded to bfloat16.
     """
-    products = torch.backends.mkldnn.matmul
+    library: Any = torch.backends.mkldnn
+    products = library.matmul
     before = products.fp32_precision
     products.fp32_precision = "bf16" if dtype is torch.bfloat16 else before
     try:
