@@ -122,10 +122,10 @@ def test_an_artifact_that_exists_is_not_replaced_unasked(small_model, tmp_path, 
 
 
 def test_memory_that_does_not_suffice_to_compare_is_said_before_anything_is_read(small_model, tmp_path, export, monkeypatch):
-    from quantkit_tools.exporting import making
+    from quantkit_tools.exporting import proof
 
     folder = grid_folder(small_model, tmp_path / "Source", "awq", UniformGrid(4, 32, False, torch.bfloat16))
-    monkeypatch.setattr(making, "free_bytes", lambda _: 1 << 20)
+    monkeypatch.setattr(proof, "free_bytes", lambda _: 1 << 20)
     code, _, err = export(folder, "--to", "gptq")
     assert code == 2
     assert "1.0 MiB are free; nothing is exported that was not compared" in err

@@ -68,13 +68,6 @@ def _foreign(entry: Artifact) -> dict[str, Any]:
     }
 
 
-def failed_gate(entry: Artifact) -> str:
-    """Return why a quantized artifact was marked by its gate; empty where it was not."""
-    gate = entry.record.verification.get("gate") if entry.record is not None else None
-    failed = isinstance(gate, Mapping) and gate.get("outcome") == "failed"
-    return "; ".join(map(str, gate.get("reasons", ()))) or "no reason recorded" if failed and gate is not None else ""
-
-
 def scores_of(registry: Registry, entry: Artifact) -> dict[str, str]:
     """Return task → the task's own score as text, with its marks; results without a score are left out."""
     if entry.hash is None:

@@ -26,7 +26,7 @@ def run(config: MergeConfig, *, dry_run: bool = False, json: bool = False) -> in
     from quantkit_tools.merging.making import Merging, make_merged
     from quantkit_tools.merging.planning import announce, existing_merge, plan_merge
     from quantkit_tools.merging.texts import texts_of
-    from quantkit_tools.quantizing.making import report_gate
+    from quantkit_tools.verdict import report_gate
 
     methods = installed_methods()
     job = plan_merge(config, methods)

@@ -115,7 +115,7 @@ def plan_run(config: RunConfig, methods: Methods) -> RunPlan:
     """
     from quantkit.modeling import recommend_rank, resolve_compute_dtype, resolve_device, resolve_targets
     from quantkit.skeleton import is_local, read_skeleton
-    from quantkit_tools.quantizing.planning import Sizes
+    from quantkit_tools.sizes import Sizes
 
     device = resolve_device(config.device)
     require_usable(methods, [config.quant_method], device.partition(":")[0])

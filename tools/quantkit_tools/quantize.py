@@ -31,9 +31,10 @@ def run(config: QuantizeConfig, *, dry_run: bool = False, json: bool = False) ->
     """
     from quantkit.files import making
     from quantkit.modeling import load_tokenizer
-    from quantkit_tools.quantizing.making import make_quantized, report_gate
+    from quantkit_tools.quantizing.making import make_quantized
     from quantkit_tools.quantizing.planning import announce, plan_quantization
     from quantkit_tools.quantizing.texts import making_of, texts_of
+    from quantkit_tools.verdict import report_gate
 
     methods = installed_methods()
     job = plan_quantization(config, methods)

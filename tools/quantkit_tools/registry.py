@@ -20,7 +20,8 @@ from quantkit_registry.lineage import lineage
 from quantkit_registry.store import Artifact, Registry
 from quantkit_registry.verify import Check, verify
 from quantkit_tools.folder_flag import with_own_folder_flag
-from quantkit_tools.listing import degenerate_on, describe, failed_gate, scores_of
+from quantkit_tools.listing import degenerate_on, describe, scores_of
+from quantkit_tools.verdict import failed_gate
 
 LONGEST_CELL = 12
 """Entries of a collection that one cell shows."""

@@ -10,7 +10,7 @@ from typing import Any
 from quantkit.plan import AdapterPlan
 from quantkit.spec import DENSE_BITS
 from quantkit_tools.planning import RunPlan
-from quantkit_tools.quantizing.planning import Sizes
+from quantkit_tools.sizes import Sizes
 
 ADAPTER_BYTES = 4
 """Bytes of an adapter's weight; they are trained and stored in float32."""

@@ -22,8 +22,8 @@ from quantkit.sweeping import KEPT
 from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.records import ArtifactRecord
 from quantkit_registry.store import Artifact, Registry
-from quantkit_tools.listing import failed_gate
 from quantkit_tools.sweep_planning import WHOLE, Step
+from quantkit_tools.verdict import failed_gate
 
 Outcome = Literal["done", "failed"]
 State = Literal["done", "to do", "in the way"]

@@ -18,8 +18,8 @@ from quantkit_tools.foresight import foresee, require_room, telling_what_fits
 from quantkit_tools.merging.in_run import RunEnd
 from quantkit_tools.outlook import show_outlook
 from quantkit_tools.planning import announce, plan_run
-from quantkit_tools.quantizing.making import report_gate
 from quantkit_tools.quantizing.run_base import with_quantized_base
+from quantkit_tools.verdict import report_gate
 
 
 def main(arguments: list[str]) -> int:

@@ -19,7 +19,7 @@ from quantkit_tools.evaluation.counting import lock_path, reference_of, why_pend
 from quantkit_tools.evaluation.flags import Flags
 from quantkit_tools.evaluation.groups import Failure, groups_of, in_own_process
 from quantkit_tools.evaluation.scoring import tasks_of
-from quantkit_tools.listing import failed_gate
+from quantkit_tools.verdict import failed_gate
 
 if TYPE_CHECKING:
     from quantkit.evaluation.tasks import Task

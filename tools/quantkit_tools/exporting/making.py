@@ -1,8 +1,7 @@
-"""How does an export come to be, and how is it known to be the same model?
+"""How does an export come to be? Repacked, dequantized, converted or by its plugin, and only then under its name.
 
 The source is run on fixed token ids, the result is written into a temporary folder, loaded as anyone would load it, and run on
-the same ids; only then does it get its name. An export that is called exact must give the same logits bit for bit, computed in
-the same data type; weights and codes are compared besides.
+the same ids (`quantkit_tools.exporting.proof`); weights and codes are compared besides.
 """
 
 import gc
@@ -10,34 +9,23 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantkit import console
-from quantkit.errors import UsageError, VerificationError
+from quantkit.errors import VerificationError
 from quantkit.exporting import Answer, missing
 from quantkit.fidelity import Fidelity, compare_logits, probe_logits
 from quantkit.files import artifact_hash, new_folder, refuse_existing, write_text
-from quantkit.memory import free_bytes
 from quantkit.methods import Methods
 from quantkit.plan import AdapterPlan, QuantizationPlan, Stage
 from quantkit.saving import CARD, SPARE_BYTES, finish_written, require_space, save_artifact
 from quantkit_registry.store import Registry
 from quantkit_tools.exporting.asked import Asked
 from quantkit_tools.exporting.naming import dense_dtype, new_record, new_spec, planned_name, source_spec
-from quantkit_tools.listing import failed_gate
+from quantkit_tools.exporting.proof import checked_fidelity, probe_rows, require_memory, size_of
 from quantkit_tools.merging.check import load_plainly
 from quantkit_tools.opening import Opened, open_path
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-ROWS, LENGTH = 4, 64
-"""Token ids that source and result are run on: rows, and ids in each."""
-ROOM = {False: 2.5, True: 10.0}
-"""Free memory wanted, as a multiple of the source's files: 16-bit weights double in float32, 4-bit ones grow eightfold."""
-LARGEST_MEAN_KL = 0.05
-"""Mean KL divergence in nats from the source above which even an export that is called lossy is not kept."""
+from quantkit_tools.verdict import failed_gate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +85,7 @@ def make(asked: Asked, answer: Answer, methods: Methods) -> dict[str, Any]:
     opened, target = _open(asked, methods), planned_name(asked)[1]
     export = Export(asked=asked, answer=answer, opened=opened, target=target, methods=methods)
     refuse_existing(target, overwrite=asked.flags.overwrite)
-    _require_memory(export.source, quantized=opened.source.spec.is_quantized)
+    require_memory(export.source, quantized=opened.source.spec.is_quantized)
     ways = {"repack": _repack, "dequantize": _dequantize, "convert": _convert, "plugin": _by_plugin}
     checked = ways[answer.step](export)
     console.say(f"artifact: {target}", style="bold")
@@ -116,7 +104,7 @@ def check_as_it_is(asked: Asked, answer: Answer, methods: Methods) -> dict[str, 
         console.say("nothing was written: it is read as it stands, with gguf_file=")
         return {"artifact": asked.detection.path, "written": False}
     opened = _open(asked, methods)
-    _require_memory(Path(opened.source.path), quantized=opened.source.spec.is_quantized)
+    require_memory(Path(opened.source.path), quantized=opened.source.spec.is_quantized)
     trust = asked.flags.trust_remote_code
     model = load_plainly(Path(opened.source.path), opened.source.spec, methods, device="cpu", trust_remote_code=trust)
     logits = probe_logits(model, probe_rows(model))
@@ -126,12 +114,6 @@ def check_as_it_is(asked: Asked, answer: Answer, methods: Methods) -> dict[str, 
     reader = f"quantkit's own reader loads it (transformers wants {', '.join(lacking)})" if lacking else "it loads as it stands"
     console.say(f"nothing was written: {reader}, and its logits on {logits.shape[0]} tokens are finite")
     return {"artifact": opened.source.path, "written": False, "tokens": logits.shape[0]}
-
-
-def probe_rows(model: Any) -> list[list[int]]:
-    """Return the fixed token ids that models are compared on: spread over the vocabulary, the same in every run."""
-    size = int(model.get_input_embeddings().weight.shape[0])
-    return [[(row * 7919 + column * 104729) % size for column in range(1, LENGTH + 1)] for row in range(ROWS)]
 
 
 def _repack(export: Export) -> dict[str, Any]:
@@ -169,7 +151,7 @@ def _save(
 
     def verify(folder: Path) -> Mapping[str, Any]:
         again = export.load_written(folder)
-        fidelity = _compared(export.answer, reference, probe_logits(again, rows))
+        fidelity = checked_fidelity(export.answer, reference, probe_logits(again, rows))
         compared = compare(folder, again)
         checked.update(compared | {"max_logit_difference": fidelity.max_abs_logit_difference})
         return {"export": _said(export, fidelity) | compared}
@@ -197,7 +179,7 @@ def _dequantize(export: Export) -> dict[str, Any]:
         gc.collect()
 
         def verify(written: Path) -> Mapping[str, Any]:
-            fidelity = _compared(export.answer, reference, probe_logits(export.load_written(written), rows))
+            fidelity = checked_fidelity(export.answer, reference, probe_logits(export.load_written(written), rows))
             checked.update(counts | {"max_logit_difference": fidelity.max_abs_logit_difference, "mean_kl": fidelity.mean_kl})
             return {"export": _said(export, fidelity) | counts}
 
@@ -209,7 +191,7 @@ def _convert(export: Export) -> dict[str, Any]:
     from quantkit.exporting.convert import LARGEST_LOGIT_GAP, convert, find_converter, load_gguf, require_equal_weights
 
     command = find_converter(export.asked.flags.converter)
-    require_space(export.target.parent, 2 * _size(export.source) + SPARE_BYTES)
+    require_space(export.target.parent, 2 * size_of(export.source) + SPARE_BYTES)
     with new_folder(export.target, overwrite=export.asked.flags.overwrite) as folder:
         path = folder / f"{export.target.name}.gguf"
         convert(command, export.source, path, dtype=export.opened.source.spec.weights_dtype)
@@ -238,15 +220,6 @@ def _dequantized_by_transformers(source: Path, dtype: str) -> Any:
         return AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), quantization_config=config).eval()
 
 
-def _compared(answer: Answer, reference: "Tensor", logits: "Tensor") -> Fidelity:
-    fidelity = compare_logits(reference, logits)
-    if answer.outcome == "exact" and fidelity.max_abs_logit_difference > 0:
-        raise VerificationError(f"the export was to be exact and is not: {fidelity}; nothing was written")
-    if fidelity.mean_kl > LARGEST_MEAN_KL:
-        raise VerificationError(f"the export is too far from its source: {fidelity}; nothing was written")
-    return fidelity
-
-
 def _said(export: Export, fidelity: Fidelity) -> dict[str, Any]:
     """Return what the record keeps of the export."""
     source = export.opened.source.spec
@@ -261,19 +234,6 @@ def _said(export: Export, fidelity: Fidelity) -> dict[str, Any]:
 def _open(asked: Asked, methods: Methods) -> Opened:
     trust = asked.flags.trust_remote_code
     return open_path(asked.detection.path, methods, registry=Registry(None), device="cpu", trust_remote_code=trust)
-
-
-def _require_memory(source: Path, *, quantized: bool) -> None:
-    needed = int(_size(source) * ROOM[quantized])
-    if (free := free_bytes("cpu")) < needed:
-        raise UsageError(
-            f"{source}: comparing source and result needs {console.format_bytes(needed)} of memory,"
-            f" {console.format_bytes(free)} are free; nothing is exported that was not compared"
-        )
-
-
-def _size(source: Path) -> int:
-    return sum(path.stat().st_size for path in source.glob("*.safetensors"))
 
 
 def _gguf_card(record: Mapping[str, Any], file: str, fidelity: Fidelity) -> str:

@@ -18,7 +18,7 @@ from quantkit_registry.store import Registry, default_root
 from quantkit_tools.merging.flags import MergeConfig
 from quantkit_tools.opening import Opened, open_path, require_base
 from quantkit_tools.planning import MERGES
-from quantkit_tools.quantizing.planning import Sizes
+from quantkit_tools.sizes import Sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

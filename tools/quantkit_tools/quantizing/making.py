@@ -263,12 +263,3 @@ def _weights(model: Any) -> int:
 def _other_head(making: Making) -> str | None:
     head = making.plan.spec.lm_head_dtype
     return None if head == making.dtype else head
-
-
-def report_gate(written: dict[str, Any]) -> int:
-    """Print the gate's verdict; return the exit code: 3 when it did not pass, else 0."""
-    verdict = written["verification"]["gate"]
-    if verdict["outcome"] != "failed":
-        return 0
-    console.warn(f"{written['name']} is marked: {'; '.join(verdict['reasons'])}")
-    return VerificationError.exit_code

@@ -20,7 +20,8 @@ from quantkit_registry.names import ArtifactName, format_name
 from quantkit_registry.records import ArtifactRecord, BaseReference, Parent, read_record
 from quantkit_registry.store import Registry
 from quantkit_tools.planning import RunPlan
-from quantkit_tools.quantizing.making import Making, make_quantized, report_gate
+from quantkit_tools.quantizing.making import Making, make_quantized
+from quantkit_tools.verdict import report_gate
 
 if TYPE_CHECKING:
     from quantkit.calibrating import Texts
