@@ -43,6 +43,7 @@ __all__ = [
     "recommend_rank",
     "refuse_folder_without_model",
     "refuse_missing_folder",
+    "refuse_unreadable",
     "resolve_compute_dtype",
     "resolve_device",
     "resolve_targets",
@@ -151,7 +152,7 @@ def _load(path: str, *, dtype: str, device: str, revision: str | None, trust: bo
     from quantkit.backends.packed_checkpoints import is_packed_checkpoint, load_packed_checkpoint
 
     refuse_missing_folder(path)
-    _refuse_unreadable(Path(path))
+    refuse_unreadable(Path(path))
     with one_line(path, "model"):
         if is_packed_checkpoint(Path(path)):
             model, report = load_packed_checkpoint(Path(path), dtype=dtype, device=device, trust_remote_code=trust)
@@ -212,7 +213,8 @@ def _with_adapter(model: Any, path: str) -> Any:
     return model.eval()
 
 
-def _refuse_unreadable(folder: Path) -> None:
+def refuse_unreadable(folder: Path) -> None:
+    """Raise `UsageError` where a folder, if it is one, holds no model, or no weights that may be read."""
     if not folder.is_dir():
         return
     refuse_folder_without_model(folder)

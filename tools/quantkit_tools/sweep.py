@@ -54,11 +54,14 @@ def main(arguments: list[str]) -> int:
     from quantkit_tools.sweep_evaluation import evaluation_words
     from quantkit_tools.sweep_journal import Journal
     from quantkit_tools.sweep_planning import plan_sweep
+    from quantkit_tools.sweep_shared import refuse_hopeless
 
     sweep = read_sweep(flags.file)
     words = evaluation_words(sweep)
-    plan = plan_sweep(sweep, installed_methods())
+    methods = installed_methods()
+    plan = plan_sweep(sweep, methods)
     journal = Journal(plan.work, plan.root)
+    refuse_hopeless(plan, journal, methods)
     announce(plan, journal)
     if flags.dry_run:
         if flags.json:
