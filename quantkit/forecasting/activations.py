@@ -203,7 +203,7 @@ def _last(shape: ModelShape, settings: RunSettings) -> int:
     if not whole and not recomputed_blocks(shape, settings).full:
         norm -= tokens * _norm(shape.width, settings)  # the first block's first norm sees embeddings, which are not trained
     states = 0
-    if settings.logits == "tiles" and settings.learnt_tokens > tile_rows(shape.vocabulary):
+    if settings.logits == "tiles" and settings.learnt_tokens > tile_rows(shape.vocabulary, settings.device):
         states = 2 * settings.learnt_tokens * shape.width * wide
     elif whole:
         states = settings.learnt_tokens * shape.width * wide
@@ -218,7 +218,7 @@ def _logits(shape: ModelShape, settings: RunSettings) -> int:
         return every * copies
     if settings.logits == "chunks":  # a compiled loss reads a chunk as it is and writes its gradient alone
         return every * wide + every // CHUNKS * (wide if settings.compiled else copies)
-    rows = tile_rows(shape.vocabulary)
+    rows = tile_rows(shape.vocabulary, settings.device)
     frozen = settings.adapter.kind != "NoPeft"
     in_place = settings.arithmetic == "float32" and frozen and settings.learnt_tokens > rows
     return min(rows, settings.learnt_tokens) * shape.vocabulary * (4 if in_place else copies)

@@ -61,7 +61,7 @@ def supervised_positions_only(head: Any, labels: Any, tail: "Tail | None" = None
             return arguments
         hidden, *rest = arguments
         states = hidden[:, :-1][chosen.to(hidden.device)]
-        if tail is not None and len(states) > tile_rows(vocabulary(head)):
+        if tail is not None and len(states) > tile_rows(vocabulary(head), states.device.type):
             kept.hidden, states = states, states[:1]
         return (states.unsqueeze(0), *rest)
 

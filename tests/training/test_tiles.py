@@ -23,8 +23,8 @@ CONFIGS |= {
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make tiles of three positions."""
-    monkeypatch.setattr("quantkit.training.supervised.tile_rows", lambda _: 3)
-    monkeypatch.setattr(tiles, "tile_rows", lambda _: 3)
+    monkeypatch.setattr("quantkit.training.supervised.tile_rows", lambda *_: 3)
+    monkeypatch.setattr(tiles, "tile_rows", lambda *_: 3)
 
 
 def loss_and_gradients(model: Any, tail: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -59,7 +59,7 @@ def test_loss_and_gradients_are_those_without_tiles(name: str) -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_frozen_head_forms_its_gradient_in_place(dtype: torch.dtype, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(tiles, "tile_rows", lambda _: 3)
+    monkeypatch.setattr(tiles, "tile_rows", lambda *_: 3)
     head = torch.nn.Linear(8, 32, bias=bias, dtype=dtype).requires_grad_(False)
     calls: list[int] = []
     head.register_forward_hook(lambda *_: calls.append(1))
