@@ -14,9 +14,10 @@ from typing import Any, Literal, Self
 from quantkit.aliases import resolve, script_settings
 from quantkit.errors import UsageError, did_you_mean
 from quantkit.options import check_value
-from quantkit.plan import PEFT_KINDS, AdapterPlan, AdapterStart, PeftKind
-from quantkit.ranges import NUMBERS, RANGES
+from quantkit.plan import AdapterPlan, AdapterStart, PeftKind
+from quantkit.ranges import RANGES
 from quantkit.recompute import AUTO, checked_recompute
+from quantkit.spellings import loosened
 
 DtypeName = Literal["bfloat16", "float16", "float32"]
 MergePolicy = Literal["dequantized", "base", "requantized"]
@@ -177,7 +178,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            value = _loosened(item.name, getattr(self, item.name))
+            value = loosened(item.name, getattr(self, item.name))
             object.__setattr__(self, item.name, check_value(type(self), item.name, value, where="settings"))
         object.__setattr__(self, "method_options", dict(self.method_options))
         if isinstance(self.device_map, Mapping):
@@ -267,32 +268,3 @@ class RunConfig:
 
 
 SETTINGS = frozenset(item.name for item in fields(RunConfig))
-LISTS = ("target_modules", "modules_to_save", "report_to", "name_settings", "accept_changes")
-
-
-def _loosened(name: str, value: Any) -> Any:
-    """Accept the spellings that have one meaning: `"q_proj,v_proj"`, `"none"` trackers, `lora`, `bf16`, a `Path`."""
-    if isinstance(value, bool) and name in NUMBERS:
-        raise UsageError(f"settings: {name} is {value!r}; it must be a number")
-    if name in LISTS and (value is None or isinstance(value, str)):
-        words = tuple(word.strip() for word in (value or "").split(",") if word.strip())
-        return () if name == "report_to" and words == ("none",) else words
-    if name == "init_lora_weights" and value is True:  # PEFT's own default
-        return "default"
-    if name == "peft_config" and isinstance(value, str):
-        return next((kind for kind in PEFT_KINDS if kind.lower() == value.lower()), value)
-    if name.endswith("_dtype") and isinstance(value, str):
-        word = value.removeprefix("torch.")
-        return {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}.get(word, word)
-    if name == "device_map" and isinstance(value, str) and value.lstrip().startswith("{"):
-        value = _json_object(name, value)
-    if name == "resume_from_checkpoint" and isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    return str(value) if hasattr(value, "__fspath__") else value
-
-
-def _json_object(name: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"settings: {name} is {text!r}, which is no JSON object: {error}") from None
