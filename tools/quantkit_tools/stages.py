@@ -243,7 +243,7 @@ def report(run: RunPlan, training: "TrainingResult | None", memory: MemoryLog) -
         if training.evaluation_loss_after is not None:
             before = training.evaluation_loss_before
             course = "" if before is None else f"{before:.3f} -> "
-            rows = counted(training.evaluation_rows, "held-out row")
-            say(f"loss of {rows}: {course}{training.evaluation_loss_after:.3f}")
+            many = counted(training.evaluation_rows, "held-out row")
+            say(f"loss of {many}: {course}{training.evaluation_loss_after:.3f}")
     say(f"artifact: {run.target}", style="bold")
     say(f"next: quantkit evaluate {run.target}")
