@@ -38,6 +38,8 @@ class Fullest:
     """Tokens of the longest row."""
     mean_length: float
     """Tokens of an average row."""
+    steps: int
+    """Optimizer steps of the run."""
 
 
 def fullest_batch(rows: Sequence[EncodedRow], config: "RunConfig", *, processes: int = 1) -> Fullest:
@@ -60,6 +62,7 @@ def fullest_batch(rows: Sequence[EncodedRow], config: "RunConfig", *, processes:
         supervised=max(sum(learnt[row] for row in batch) for batch in batches),
         longest=max(lengths),
         mean_length=sum(lengths) / len(lengths),
+        steps=total_steps(len(items), config, processes),
     )
 
 

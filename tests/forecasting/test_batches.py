@@ -38,7 +38,7 @@ def batches(epoch: int = 0) -> list[list[int]]:
 def test_rows_that_stand_one_behind_another_take_their_sum_in_the_order_they_come() -> None:
     found = fullest_batch(rows(LENGTHS), config())
     assert found.tokens == max(sum(batch) for batch in batches())
-    assert (found.supervised, found.longest, found.mean_length) == (20, 50, sum(LENGTHS) / 8)
+    assert (found.supervised, found.longest, found.mean_length, found.steps) == (20, 50, sum(LENGTHS) / 8, 2)
 
 
 def test_padding_makes_every_row_as_long_as_the_longest_of_its_batch() -> None:
@@ -49,7 +49,8 @@ def test_padding_makes_every_row_as_long_as_the_longest_of_its_batch() -> None:
 def test_only_steps_that_are_done_and_all_their_epochs_count() -> None:
     assert fullest_batch(rows(LENGTHS), config(max_steps=1)).tokens == sum(batches()[0])
     every = [sum(batch) for epoch in range(3) for batch in batches(epoch)]
-    assert fullest_batch(rows(LENGTHS), config(max_steps=-1, num_train_epochs=3)).tokens == max(every)
+    found = fullest_batch(rows(LENGTHS), config(max_steps=-1, num_train_epochs=3))
+    assert (found.tokens, found.steps) == (max(every), 3 * 2)
 
 
 def test_shared_beginnings_stand_once() -> None:

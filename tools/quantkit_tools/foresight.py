@@ -231,6 +231,7 @@ def _of_rows(batch: Fullest) -> dict[str, Any]:
         "supervised": batch.supervised,
         "length": batch.longest,
         "mean_length": batch.mean_length,
+        "steps": batch.steps,
     }
 
 

@@ -1,17 +1,23 @@
-"""What would a run take? `quantkit train --dry-run` says it as the run itself would, before its rows are read.
+"""What would a run take? `quantkit train --dry-run` says it as the run itself would, over its rows where they are at hand.
 
-Rows are taken to be as long as settings let them be, so the run's own forecast, over its rows, is lower or the same; a dry run
-refuses nothing. Reading the rows for it, the alternative, takes as long as the data is large, and wants it to be there.
+Rows of a file or folder are read and checked as the run will read them: 4,000 short ones in a second. Those of the hub are not
+fetched for it, and taken to be as long as settings let them be, so that the run's own forecast is lower or the same. A dry run
+refuses nothing; what would stop the run is said.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit.console import format_duration, say, warn
+from quantkit.data.sources import parse_dataset
+from quantkit.errors import QuantkitError
 from quantkit.layout import counted
 from quantkit.methods import Methods
 from quantkit_tools.foresight import Foresight, advice, doubt, expected_text, foresee, recomputed_text, there_text
 from quantkit_tools.plan_time import earlier_rate
 from quantkit_tools.planning import RunPlan
+
+if TYPE_CHECKING:
+    from quantkit.data import PreparedData
 
 
 def show_outlook(run: RunPlan, methods: Methods) -> dict[str, Any] | None:
@@ -19,23 +25,45 @@ def show_outlook(run: RunPlan, methods: Methods) -> dict[str, Any] | None:
 
     None where nothing is trained, or the model's shape cannot be told.
     """
-    found = foresee(run, None, methods=methods) if run.trains else None
+    data = _rows_at_hand(run) if run.trains else None
+    found = foresee(run, data, methods=methods) if run.trains else None
     if found is None:
         return None
     forecast = found.forecast
+    rows = f"if all rows have {forecast.settings.length} tokens" if data is None else f"over {counted(len(data.train), 'row')}"
     say(
-        f"memory expected at the peak ({forecast.largest.name}) if all rows have {forecast.settings.length} tokens:"
+        f"memory expected at the peak ({forecast.largest.name}) {rows}:"
         f" {expected_text(found)}; {there_text(found)}{recomputed_text(found)}"
     )
     if not found.fits:
-        warn(f"with such rows memory will not suffice, and the run would be refused: {advice(found, found.room_bytes)}")
+        such = "with such rows memory" if data is None else "memory"
+        warn(f"{such} will not suffice, and the run would be refused: {advice(found, found.room_bytes)}")
     elif text := doubt(found):
         warn(text)
-    return found.to_dict(forced=False) | {"fits": found.fits, "step_s": _step_s(found)}
+    told = {"fits": found.fits, "rows": None if data is None else len(data.train)}
+    return found.to_dict(forced=False) | told | {"step_s": _step_s(found, longest=data is None)}
 
 
-def _step_s(found: Foresight) -> float | None:
-    """Print and return the seconds of a step at the rate of the newest run on this kind of device; None where there is none."""
+def _rows_at_hand(run: RunPlan) -> "PreparedData | None":
+    """Return a run's rows where they lie in files here; None where they do not, or, with a warning, where they are refused."""
+    from quantkit_tools import stages
+
+    config = run.config
+    named = [name for name in (config.dataset_name, config.eval_dataset_name) if name is not None]
+    try:
+        if any(parse_dataset(name).path is None for name in named):
+            return None
+        return stages.prepare_rows(run, stages.load_tokenizer(run))
+    except QuantkitError as error:
+        warn(f"the run would be refused: {error}")
+        return None
+
+
+def _step_s(found: Foresight, *, longest: bool) -> float | None:
+    """Print and return the seconds of a step at the rate of the newest run on this kind of device; None where there is none.
+
+    `longest`: all rows are taken to be as long as settings let them be.
+    """
     from quantkit.forecasting.timing import timing
 
     forecast = found.forecast
@@ -46,5 +74,6 @@ def _step_s(found: Foresight) -> float | None:
         return None
     steps = counted(settings.steps or 0, "step")
     whole = f", {format_duration(run_s)} for {steps}" if run_s is not None and settings.steps else ""
-    say(f"time expected: at most {format_duration(step_s)} a step{whole}, if all rows are so long ({time.rate.source})")
+    most, rows = ("at most ", ", if all rows are so long") if longest else ("", "")
+    say(f"time expected: {most}{format_duration(step_s)} a step{whole}{rows} ({time.rate.source})")
     return step_s

@@ -51,10 +51,13 @@ def _fault(config: RunConfig, methods: Methods, seen: dict[tuple[Any, ...], str]
     """Return which setting of a run has which fault; what runs have in common is looked at once, and kept in `seen`."""
     from quantkit.modeling import refuse_unreadable
 
-    for names, field, look in (
-        (MODEL, MODEL[0], lambda: refuse_unreadable(Path(config.model_name_or_path).expanduser())),
-        (ROWS, "dataset_name", lambda: _read(config, methods)),
-    ):
+    def weights() -> None:
+        refuse_unreadable(Path(config.model_name_or_path).expanduser())
+
+    def rows() -> None:
+        _read(config, methods)
+
+    for names, field, look in ((MODEL, MODEL[0], weights), (ROWS, "dataset_name", rows)):
         key = tuple(repr(getattr(config, name)) for name in names)
         if key not in seen:
             try:
