@@ -136,21 +136,24 @@ def table(title: str, columns: Sequence[str | Column], rows: Sequence[Sequence[o
         console.print(Text(line, style), soft_wrap=True)
     for line in below:
         is_prose = max(map(len, line.split()), default=0) <= console.width // 3  # names are left whole
-        console.print(Text(line, "dim"), soft_wrap=not (has_width and is_prose))
+        console.print(Text(line, "dim"), soft_wrap=not is_prose)
 
 
 @contextmanager
-def progress(title: str, total: int, *, unit: str = "") -> Iterator[Progress]:
-    """Show how far a loop of `total` rounds is: a live bar on a terminal, now and then a line elsewhere."""
+def progress(title: str, total: int, *, unit: str = "", even: bool = True) -> Iterator[Progress]:
+    """Show how far a loop of `total` rounds is: a live bar on a terminal, now and then a line elsewhere.
+
+    Rounds that are not `even`, such as answers that end together, tell nothing of the time left, and none is shown.
+    """
     console = _console(_to_stderr)
     if _live is not None:
-        inner = _Bar(_live, title, total, unit)
+        inner = _Bar(_live, title, total, unit, even)
         try:
             yield inner
         finally:
             inner.remove()
     elif not console.is_terminal or console.is_dumb_terminal:
-        lines = _Lines(console, title, total, unit)
+        lines = _Lines(console, title, total, unit, even)
         yield lines
         lines.finish()
     else:
@@ -158,14 +161,14 @@ def progress(title: str, total: int, *, unit: str = "") -> Iterator[Progress]:
         globals()["_live"] = bars
         try:
             with bars:
-                yield _Bar(bars, title, total, unit)
+                yield _Bar(bars, title, total, unit, even)
         finally:
             globals()["_live"] = None
 
 
 def _bars(console: "Console") -> "RichProgress":
     """Return a display of two lines per loop, title, bar, count and time above, the loop's values below."""
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
     from rich.text import Text
 
@@ -176,13 +179,16 @@ def _bars(console: "Console") -> "RichProgress":
                 if task.fields["note"]:
                     yield Text("  " + task.fields["note"], "dim", overflow="ellipsis", no_wrap=True)
 
+    class TimeLeft(TimeRemainingColumn):
+        def render(self, task: Task) -> Text:
+            return super().render(task).append(" left") if task.fields["even"] else Text()
+
     return Bars(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=max(8, min(40, console.width - 60))),
         TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}", markup=False),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
+        TimeLeft(),
         console=console,
         redirect_stderr=sys.stderr.isatty(),
     )
@@ -191,9 +197,9 @@ def _bars(console: "Console") -> "RichProgress":
 class _Bar:
     """A bar of the one live display; a loop inside a loop adds a second one to it while it lasts."""
 
-    def __init__(self, bars: "RichProgress", title: str, total: int, unit: str) -> None:
+    def __init__(self, bars: "RichProgress", title: str, total: int, unit: str, even: bool) -> None:
         self._bars = bars
-        self._task = bars.add_task(printable(title), total=total, unit=printable(unit), note="")
+        self._task = bars.add_task(printable(title), total=total, unit=printable(unit), note="", even=even)
 
     def advance(self, n: int = 1, **fields: object) -> None:
         more: dict[str, Any] = {"note": describe_fields(fields)} if fields else {}
@@ -210,8 +216,8 @@ class _Lines:
     The time left is that of the rounds left at the pace so far.
     """
 
-    def __init__(self, console: "Console", title: str, total: int, unit: str) -> None:
-        self._console, self._title, self._total, self._unit = console, title, total, unit
+    def __init__(self, console: "Console", title: str, total: int, unit: str, even: bool) -> None:
+        self._console, self._title, self._total, self._unit, self._even = console, title, total, unit, even
         self._done = self._shown = 0
         self._note = ""
         self._started = self._shown_at = time.monotonic()
@@ -234,7 +240,7 @@ class _Lines:
     def _show(self, now: float) -> None:
         spent = now - self._started
         parts = [f"{self._title}: {self._done}/{self._total} {self._unit}".rstrip(), format_duration(spent)]
-        if 0 < self._done < self._total:
+        if self._even and 0 < self._done < self._total:
             parts.append(f"{format_duration(spent * (self._total / self._done - 1))} left")
         _print(self._console, " · ".join([*parts, self._note] if self._note else parts), "")
         self._shown, self._shown_at = self._done, now

@@ -15,7 +15,7 @@ GAP = 2
 NARROWEST = 12
 """Characters below which a column is not folded."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-FOLD_AFTER = re.compile(r"[^ _/\-,]*[ _/\-,]*")
+FOLD_AFTER = re.compile(r"-*[^ _/\-,]*[_/\-,]* *")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,8 @@ def fold(text: str, width: int) -> str:
 
     >>> fold("Qwen3-0.6B-openmath_SFT", 12).split(chr(10))
     ['Qwen3-0.6B-', 'openmath_SFT']
+    >>> fold("merge --policy base", 10).split(chr(10))
+    ['merge', '--policy', 'base']
     """
     lines = []
     for line in text.split("\n"):

@@ -189,6 +189,18 @@ def test_a_log_says_how_much_time_is_left(monkeypatch, capsys):
     assert "left" not in lines[-1]
 
 
+def test_rounds_that_are_not_even_tell_no_time_left(capsys):
+    with console.progress("answers", 3, even=False) as bar:
+        bar.advance()
+        bar.advance(2)
+    assert capsys.readouterr().out.splitlines()[0] == "answers: 1/3 · 0.00 s"
+
+
+def test_a_caption_is_a_paragraph_without_a_width_too(capsys):
+    console.table("Scores", ["name"], [["a"]], caption="some words " * 12)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 def test_a_loop_of_minutes_leaves_a_line_every_5_percent(monkeypatch, capsys):
     assert len(run_progress(monkeypatch, capsys, 100, 1.8)) == 21
 

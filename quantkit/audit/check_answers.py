@@ -114,7 +114,7 @@ def coverage(measured: Measured) -> Iterator[Finding]:
             )
     main = measured.main
     if main is not None and main.kind == "share" and share is not None and share < MOST:
-        said = f"{share:.0%} of the answers parsed: {main.shown} says more about the format than about the answers"
+        said = f"{share:.0%} of the answers parsed: {main.value:.1%} says more about the format than about the answers"
         yield measured.finding(
             "warning", "low coverage", main.where, said, "raw answers read; a format the model was asked for"
         )

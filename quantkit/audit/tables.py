@@ -17,6 +17,8 @@ from quantkit.files import read_text
 MAX_BYTES = 64 * 1024 * 1024
 MAX_ROWS = 500_000
 MAX_COLUMNS = 2_000
+MAX_CELL = 1 << 17
+"""Characters of a cell; set for each table, since whoever reads rows in the same process allows more."""
 Table = list[tuple[int, dict[str, str]]]
 """Line in the file, and column → cell."""
 
@@ -30,6 +32,7 @@ def read_csv(path: Path) -> tuple[list[str], Table]:
     text = read_text(path, max_bytes=MAX_BYTES)
     head = text.partition("\n")[0]
     delimiter = max(",;\t", key=head.count)
+    csv.field_size_limit(MAX_CELL)
     try:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         header = [name.strip() for name in next(rows, [])]

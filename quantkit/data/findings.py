@@ -5,6 +5,7 @@ Values become text by the rule in `as_text` alone and each conversion is counted
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from typing import Any, Literal
 from quantkit.errors import UsageError
 from quantkit.layout import counted
 
+PLURAL = re.compile(r"\b(number|value|list|turn)s\b")
+"""What a sort of conversion counts."""
 OnBadRows = Literal["error", "drop"]
 CUT_OFF = "response cut off by max_length"
 """Reason for which a longer `max_length` is the remedy."""
@@ -124,7 +127,9 @@ class Findings:
             raise UsageError(f"{self.first_bad}{others}. {remedy} or set on_bad_rows='drop' to leave such rows out")
 
     def conversion_lines(self) -> list[str]:
-        """Return one line per sort of conversion: `answer: 1000 numbers converted, 19600.0 → '19600'`."""
-        return [
-            f"{column}: {count} {what}, {self.examples[column, what]}" for (column, what), count in self.conversions.items()
-        ]
+        """Return one line per sort of conversion: `answer: 1,000 numbers converted, 19600.0 → '19600'`."""
+        lines = []
+        for (column, what), count in self.conversions.items():
+            sort = what if count > 1 else PLURAL.sub(r"\1", what, count=1)
+            lines.append(f"{column}: {count:,} {sort}, {self.examples[column, what]}")
+        return lines

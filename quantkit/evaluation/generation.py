@@ -68,7 +68,7 @@ def generate(
     pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     answers = dict(known or {})
     missing = sum(index not in answers for index in range(len(prompts)))
-    with _greedy(model, stops, pad, max_new_tokens) as config, progress(title, missing, unit="prompts") as bar:
+    with _greedy(model, stops, pad, max_new_tokens) as config, progress(title, missing, unit="prompts", even=False) as bar:
 
         def ended(index: int, tokens: list[int]) -> None:
             answers[index] = answer = _cut(tokenizer, tokens, stops)

@@ -21,9 +21,9 @@ RATES = (
 )
 """Scores that a column of their own, a mark or the coverage tells."""
 CAPTION = (
-    "FLOOR: the 95 % interval reaches to what a predictor that understands nothing\n"
-    "gets on the same rows (best floor). Judged: share of rows whose answer parsed,\n"
-    "or of what fitted the context; what does not parse is wrong. Stopped: answers\n"
+    "FLOOR: the 95 % interval reaches to what a predictor that understands nothing "
+    "gets on the same rows (best floor). Judged: share of rows whose answer parsed "
+    "(UNPARSED: under half), or of what fitted the context; what does not parse is wrong. Stopped: answers "
     "that ended by themselves. Perplexity: of responses, then of all tokens."
 )
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from quantkit.errors import UsageError, VerificationError
 from quantkit.files import sha256_of
 from quantkit.headers import StoredTensor, read_tensor_index
+from quantkit.layout import counted
 from quantkit.merging.adapter_settings import AdapterSettings, read_settings
 from quantkit.merging.tensorfiles import FLOATS, all_finite, read_tensor
 
@@ -173,12 +174,14 @@ def read_adapter_folder(folder: Path, *, largest: tuple[int, int] = (0, 0)) -> F
             saved[key.removeprefix(PREFIX)] = stored
     if unknown:
         raise VerificationError(
-            f"{folder}: {len(unknown)} tensors are not those of a {settings.kind} adapter as PEFT stores it:"
+            f"{folder}: {counted(len(unknown), 'tensor')} not those of a {settings.kind} adapter as PEFT stores it:"
             f" {', '.join(sorted(unknown)[:SHOWN])}; they were renamed, or belong to another kind"
         )
     missing = [f"{name}{end}" for name, parts in modules.items() for end, part in endings.items() if part not in parts]
     if missing:
-        raise VerificationError(f"{folder}: {len(missing)} tensors of the adapter are missing, e.g. {PREFIX}{missing[0]}")
+        raise VerificationError(
+            f"{folder}: {counted(len(missing), 'tensor')} of the adapter missing, e.g. {PREFIX}{missing[0]}"
+        )
     if settings.kind == "VeRa" and len(shared) == 1:
         raise VerificationError(f"{folder}: one of the shared projections base_model.vera_A and base_model.vera_B is missing")
     if settings.kind == "VeRa" and settings.save_projection and not shared:

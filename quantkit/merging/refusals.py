@@ -13,6 +13,7 @@ from quantkit.adapters import resolve_targets
 from quantkit.errors import UsageError, VerificationError, did_you_mean
 from quantkit.files import MANIFEST, artifact_hash, verify_manifest
 from quantkit.headers import TensorIndex, read_object
+from quantkit.layout import counted
 from quantkit.merging.delta import FolderAdapter
 from quantkit.merging.model_facts import BaseFolder
 from quantkit.plan import AdapterPlan, QuantizationPlan
@@ -128,10 +129,12 @@ def check_keys(adapter: FolderAdapter, base: BaseFolder) -> None:
     missing, extra = sorted(wanted - set(adapter.modules)), sorted(set(adapter.modules) - wanted)
     where = f"{adapter.folder}: the adapter does not fit its configuration and this base"
     if extra or missing:
-        parts = [f"{len(missing)} layers to be adapted have no tensors, e.g. {missing[0]}"] if missing else []
+        parts = [f"no tensors for {counted(len(missing), 'layer')} to be adapted, e.g. {missing[0]}"] if missing else []
         if extra:
             known = "" if extra[0] in base.layers else did_you_mean(extra[0], list(base.layers))
-            parts.append(f"{len(extra)} have tensors but are not to be adapted, e.g. {extra[0]}{'.' if known else ''}{known}")
+            parts.append(
+                f"tensors for {counted(len(extra), 'layer')} not to be adapted, e.g. {extra[0]}{'.' if known else ''}{known}"
+            )
         raise VerificationError(f"{where}: {'; '.join(parts)}")
     expected = _saved_tensors(adapter, base)
     lacking = sorted(expected - set(adapter.saved))
@@ -141,7 +144,7 @@ def check_keys(adapter: FolderAdapter, base: BaseFolder) -> None:
         )
     embeddings = {f"{name}.weight" for name in (base.embeddings, base.head) if name}
     if unknown := sorted(set(adapter.saved) - expected - embeddings):
-        raise VerificationError(f"{where}: {len(unknown)} tensors belong to no module of it, e.g. {unknown[0]}")
+        raise VerificationError(f"{where}: {counted(len(unknown), 'tensor')} of no module of it, e.g. {unknown[0]}")
     adapter.check_shapes({name: base.layers[name] for name in adapter.modules})
     for name, stored in adapter.saved.items():
         there = base.stored(name) or (base.stored(f"{base.embeddings}.weight") if name in embeddings else None)

@@ -21,8 +21,8 @@ COLUMNS = (
     Column("verdict"),
 )
 CAPTION = (
-    "Difference: artifact minus baseline, row by row on the same rows. It counts as real\n"
-    "where p, after Holm's correction, is below 0.05 and the interval leaves out zero;\n"
+    "Difference: artifact minus baseline, row by row on the same rows. It counts as real "
+    "where p, after Holm's correction, is below 0.05 and the interval leaves out zero; "
     "nobody who is marked wins. Other measures stand on the page and in the JSON."
 )
 

@@ -17,8 +17,8 @@ from quantkit.reporting.wording import interval_text, number_text
 
 CSV_COLUMNS = tuple(item.name for item in fields(Row))
 CAPTION = (
-    "Under each score: its 95 % interval, and #: the places that the intervals\n"
-    "allow; a range is a tie. Results marked FLOOR (not above what a predictor that\n"
+    "Under each score: its 95 % interval, and #: the places that the intervals "
+    "allow; a range is a tie. Results marked FLOOR (not above what a predictor that "
     "understands nothing gets) or degenerate have no place and stand last."
 )
 FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -9,10 +9,11 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from quantkit.layout import format_bytes
+from quantkit.layout import counted, format_bytes
 from quantkit.reporting import captions
 from quantkit.reporting.curves import curves
 from quantkit.reporting.details import details
@@ -40,7 +41,7 @@ def render_page(report: Report) -> str:
     environment = Environment(
         loader=PackageLoader(PACKAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"bytes": format_bytes, "breakable": breakable}
+    environment.filters |= {"bytes": format_bytes, "breakable": breakable, "counted": counted, "moment": moment}
     scripts = [_own("page.js")]
     methods = sorted({subject.method for subject in report.subjects})
     plots = [_plots(board, methods) for board in report.boards]
@@ -124,6 +125,15 @@ def _choices(rows: Sequence[Row]) -> dict[str, list[str]]:
         "peft": sorted({row.peft for row in rows}),
         "marks": sorted({mark for row in rows for mark in row.marks}),
     }
+
+
+def moment(made_at: str) -> str:
+    """Return a moment as people write it.
+
+    >>> moment("2026-11-22T18:06:40+00:00")
+    '2026-11-22 18:06 UTC'
+    """
+    return f"{datetime.fromisoformat(made_at).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def breakable(text: str) -> Any:

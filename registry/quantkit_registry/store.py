@@ -131,7 +131,8 @@ class Registry:
                 return found
             raise UsageError(f"{path}: holds no model and no adapter")
         names = [artifact.name for artifact in entries]
-        raise UsageError(f"no artifact under {self.root} is called {text!r}.{did_you_mean(text, names)}")
+        known = f" quantkit registry ls --root {self.root} lists what is there"
+        raise UsageError(f"no artifact under {self.root} is called {text!r}.{did_you_mean(text, names)}{known}")
 
     def add_result(self, artifact_hash: str, task: str, data: Mapping[str, Any]) -> Path:
         """Keep the result of one task on one artifact, replacing an earlier one, and return its file."""

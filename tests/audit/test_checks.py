@@ -198,7 +198,7 @@ def test_two_models_with_the_same_answers_are_questioned(tmp_path: Path) -> None
         ),
         ([{"accuracy": 0.5, "train_test_overlap": 3}], ("error", "overlap", "3 of 50 test questions also stand")),
         ([{"accuracy": 0.5, "temperature": 0.7}], ("warning", "sampling", "no seed is recorded")),
-        ([{"accuracy": 0.5, "parse_rate": 0.3}], ("warning", "low coverage", "30% of the answers parsed: 0.5 says more")),
+        ([{"accuracy": 0.5, "parse_rate": 0.3}], ("warning", "low coverage", "30% of the answers parsed: 50.0% says more")),
         ([{"accuracy": 0.5}], ("warning", "no seed", "neither a seed nor greedy decoding")),
         (
             [{"accuracy": 0.5, "max_new_tokens": 64, "avg_generated_tokens": 64}],

@@ -231,7 +231,7 @@ def test_hub_names_are_evaluated_on_their_own_split(tokenizer: Any, monkeypatch:
     data = prepared(tokenizer, "boolq", eval_dataset="boolq")
     assert asked == ["train", "validation"]
     assert learnt(tokenizer, data) == "yes<|im_end|>"
-    assert data.report.conversions == ("answer: 1 yes/no values written out, True → 'yes'",)
+    assert data.report.conversions == ("answer: 1 yes/no value written out, True → 'yes'",)
 
 
 def test_bad_rows_of_the_evaluation_set_stop_the_run_too(tokenizer: Any, write: Write) -> None:

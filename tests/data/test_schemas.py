@@ -68,7 +68,7 @@ def test_the_system_turn_comes_first_wherever_it_stood() -> None:
     row = {"messages": [*({"role": r, "content": r} for r in ("user", "assistant", "system"))]}
     findings = Findings(str)
     assert [role for role, _ in turns(row, findings=findings)] == ["system", "user", "assistant"]
-    assert findings.conversion_lines() == ["messages: 1 system turns moved to the front, from turn 3"]
+    assert findings.conversion_lines() == ["messages: 1 system turn moved to the front, from turn 3"]
 
 
 def test_a_rows_own_system_turn_wins_over_the_setting_and_the_setting_over_the_task() -> None:
@@ -95,7 +95,7 @@ def test_openmath_answers_are_boxed_once_and_said_to_be() -> None:
     found = to_conversations(rows, task=DATASETS["openmath"], findings=findings)
     assert [item.response for item in found] == ["\\boxed{19600}", "so \\boxed{3}"]
     assert findings.conversion_lines() == [
-        "answer: 1 numbers converted, 19600.0 → '19600'",
+        "answer: 1 number converted, 19600.0 → '19600'",
         "answer: 1 put into \\boxed{}, 19600 → \\boxed{19600}",
     ]
     assert turns(rows.rows[0]) == asked_and_answered("a", "19600")

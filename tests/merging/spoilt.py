@@ -35,18 +35,18 @@ def zeroed(tensors):
 
 
 SPOILT = {
-    "a tensor missing": (without(B), r"1 tensors of the adapter are missing, e.g. .*q_proj.lora_B.weight"),
-    "a layer missing": (without(A, B), r"1 layers to be adapted have no tensors, e.g. model.layers.0.self_attn.q_proj"),
+    "a tensor missing": (without(B), r"1 tensor of the adapter missing, e.g. .*q_proj.lora_B.weight"),
+    "a layer missing": (without(A, B), r"no tensors for 1 layer to be adapted, e.g. model.layers.0.self_attn.q_proj"),
     "an unknown tensor": (
         lambda t: t | {"base_model.model.model.norm.weight": torch.ones(128)},
-        r"1 tensors belong to no module of it, e.g. model.norm.weight",
+        r"1 tensor of no module of it, e.g. model.norm.weight",
     ),
     "a renamed layer": (
         renamed("0.self_attn.q_proj", "0.self_attn.q_porj"),
-        r"1 have tensors but are not to be adapted, e.g. model.layers.0.self_attn.q_porj. Did you mean 'model.layers",
+        r"tensors for 1 layer not to be adapted, e.g. model.layers.0.self_attn.q_porj. Did you mean 'model.layers",
     ),
-    "renamed throughout": (renamed("base_model.model.", ""), r"28 tensors are not those of a LoRa adapter as PEFT stores it"),
-    "another kind": (renamed("lora_", "loha_"), r"tensors belong to no module of it|have no tensors"),
+    "renamed throughout": (renamed("base_model.model.", ""), r"28 tensors not those of a LoRa adapter as PEFT stores it"),
+    "another kind": (renamed("lora_", "loha_"), r"tensors of no module of it|no tensors for"),
     "another shape": (
         lambda t: t | {A: t[A][:, :64].contiguous()},
         r"q_proj \(A\) has the shape \[4, 64\]; a layer of 128 x 128 and rank 4 takes \[4, 128\]",

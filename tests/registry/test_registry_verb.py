@@ -159,7 +159,7 @@ def test_detect_says_on_whose_word(root: Path, capsys: pytest.CaptureFixture[str
     ("arguments", "code", "message"),
     [
         (["shwo", "x"], 2, "Did you mean 'show'?"),
-        (["show", "x"], 2, "no artifact under"),
+        (["show", "x"], 2, "is called 'x'. quantkit registry ls --root"),
         (["detect", "./nothing"], 2, "no such file or folder"),
         (["detect", "Foreign-bnb-4bit", "--method", "QLRA"], 2, "no method is called 'QLRA'"),
         (["detect", "Foreign-bnb-4bit", "--method", "NoQuant"], 3, "NoQuant was asked for, but the tensors are nf4"),

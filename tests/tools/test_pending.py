@@ -81,7 +81,7 @@ def test_what_is_pending_is_listed_with_the_reason_and_nothing_is_written(artifa
     assert code == 0
     assert "One-base" in out
     assert "no result" in out
-    assert "0 of 2 artifacts lack nothing" in out
+    assert "2 of 2 artifacts lack a result" in out
     assert not (artifacts / "results").exists()
 
 

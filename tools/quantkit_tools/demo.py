@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.console import format_duration, say, table
-from quantkit.errors import QuantkitError, VerificationError
+from quantkit.errors import QuantkitError, UsageError, VerificationError
 from quantkit.files import read_manifest, write_text
 
 HELD_OUT = ("unseen_numbers", "unseen_templates")
@@ -44,6 +44,9 @@ def main(arguments: list[str]) -> int:
     from quantkit_tools.small_flags import read_small_flags
 
     settings = read_small_flags(Demo, "demo", arguments)
+    for name, value in (("steps", settings.steps), ("rows", settings.rows)):
+        if value < 1:
+            raise UsageError(f"--{name} is {value}; at least 1 is needed")
     start = time.monotonic()
     folder = Path(settings.folder)
     data = _write_data(folder / "data", settings.rows)
@@ -74,6 +77,7 @@ def main(arguments: list[str]) -> int:
     _summary(before, after)
     say(f"demo finished in {format_duration(time.monotonic() - start)}; everything lies in {folder}/")
     _check(after)
+    say(f"next: quantkit report --registry {root} --html {folder / 'report.html'}")
     return 0
 
 

@@ -30,7 +30,7 @@ from quantkit.errors import UsageError
 from quantkit.numerics.grids import Levels, QuantizedWeight, UniformGrid, better_levels, candidate_levels, fit_minmax
 
 RANGES = 16
-"""Ranges tried as starts: 1 … 0.4 of a group's own."""
+"""Ranges tried as starts: 1 … 0.44 of a group's own."""
 CHUNK = 1 << 17
 """Weights that are worked on at a time: what stays in a core's cache is several times faster."""
 

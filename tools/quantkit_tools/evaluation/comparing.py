@@ -26,9 +26,9 @@ COLUMNS = (
     Column("verdict"),
 )
 CAPTION = (
-    "First minus second on the same rows, in points of a percentage; perplexity and\n"
-    "divergence in nats, where less is better. Right or wrong: exact McNemar test,\n"
-    "Newcombe's interval; means: sign flips, paired bootstrap. p: after Holm's\n"
+    "First minus second on the same rows, in points of a percentage; perplexity and "
+    "divergence in nats, where less is better. Right or wrong: exact McNemar test, "
+    "Newcombe's interval; means: sign flips, paired bootstrap. p: after Holm's "
     "correction for all pairs looked at. Nobody wins who is marked."
 )
 MEANING = {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from quantkit import console
 from quantkit.errors import UsageError, VerificationError
 from quantkit.evaluation.results import ArtifactResult, TaskResult
+from quantkit.layout import counted
 from quantkit.locks import is_free, wait_until_free
 from quantkit_registry.store import Artifact, Registry
 from quantkit_tools.evaluation.comparing import SCHEMA_VERSION, check_baseline, show
@@ -195,10 +196,8 @@ def _finish(work: Work, failed: list[Failure]) -> int:
 def _announce(work: Work) -> None:
     pending = work.all_pending()
     rows = [[item.artifact.name, task, reason] for item in pending for task, reason in item.reasons.items()]
-    done = len(work.artifacts) - len(pending)
-    console.table(
-        "Pending", ["artifact", "task", "why"], rows, caption=f"{done} of {len(work.artifacts)} artifacts lack nothing"
-    )
+    lacking = f"{len(pending)} of {counted(len(work.artifacts), 'artifact')} lack a result"
+    console.table("Pending", ["artifact", "task", "why"], rows, caption=lacking)
     if work.flags.json:
         listed = [{"name": item.artifact.name, "path": item.path, "tasks": item.reasons} for item in pending]
         console.emit_json({"schema_version": SCHEMA_VERSION, "pending": listed, "artifacts": len(work.artifacts)})

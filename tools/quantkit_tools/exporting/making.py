@@ -91,7 +91,8 @@ def make(asked: Asked, answer: Answer, methods: Methods) -> dict[str, Any]:
     console.say(f"artifact: {target}", style="bold")
     if marks := failed_gate(Registry(target.parent).find(target.name)):
         console.warn(f"{target.name} is marked, as its source is: {marks}")
-    console.say(f"checked: {', '.join(f'{name.replace(chr(95), chr(32))} {value}' for name, value in checked.items())}")
+    said = [f"{name.replace('_', ' ')} {value:,}" for name, value in checked.items()]
+    console.say(f"checked: {', '.join(said)}")
     return {"artifact": str(target), "name": target.name, "written": True, "checked": checked}
 
 
