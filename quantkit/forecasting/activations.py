@@ -186,10 +186,13 @@ def _of_adapter(layer: LinearShape, settings: RunSettings, size: AdapterSize, *,
 
 
 def _inputs(layers: list[LinearShape], settings: RunSettings, size: AdapterSize) -> int:
-    """Return how many copies of their common input layers keep: autocast makes one for each, where hidden states are wider."""
-    whole = settings.adapter.kind == "NoPeft"
-    keeping = sum(whole or _needs_input([layer], settings, size) for layer in layers)
-    return keeping if settings.computes_in_bytes < settings.hidden_bytes else min(keeping, 1)
+    """Return how many copies of their common input layers keep: adapters share one.
+
+    Autocast makes one for each trained layer where hidden states are wider.
+    """
+    if settings.adapter.kind == "NoPeft":
+        return len(layers) if settings.computes_in_bytes < settings.hidden_bytes else min(len(layers), 1)
+    return int(_needs_input(layers, settings, size))
 
 
 def _needs_input(layers: list[LinearShape], settings: RunSettings, size: AdapterSize) -> bool:

@@ -132,7 +132,7 @@ def _forward_of(module: Any) -> Forward:
     own: Forward = module.forward
     layer = unwrapped(module)
     if layer is module:
-        alone, site = _applied(Frozen), Site(layer, own)
+        alone, site = _apply(Frozen), Site(layer, own)
 
         def frozen(x: Tensor) -> Tensor:
             return alone(x, site) if torch.is_grad_enabled() and x.requires_grad else own(x)
@@ -154,7 +154,7 @@ def _forward_of(module: Any) -> Forward:
 
 
 def _product_of(module: Any, layer: Any, name: str) -> Callable[[Tensor], Tensor]:
-    lora, dora, vera = _applied(Lora), _applied(Dora), _applied(Vera)
+    lora, dora, vera = _apply(Lora), _apply(Dora), _apply(Vera)
     if hasattr(module, "vera_lambda_b"):
         site = Site(layer, layer)
 
@@ -176,19 +176,8 @@ def _product_of(module: Any, layer: Any, name: str) -> Callable[[Tensor], Tensor
     return lambda x: dora(x, site, a.weight, b.weight, magnitude.weight)
 
 
-def _applied(function: Any) -> Forward:
-    """Return a call of a function whose input has autocast's data type: its backward pass then computes in that too.
-
-    bitsandbytes answers in the data type it is asked in. With float32 gradients the product with the weight took four times
-    as long on a CPU with bfloat16 units, for results no nearer to float64 than the forward pass is.
-    """
-
-    def apply(x: Tensor, *others: Any) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        return torch.as_tensor(function.apply(x, *others))
-
-    return apply
+def _apply(function: Any) -> Forward:
+    return lambda *arguments: torch.as_tensor(function.apply(*arguments))
 
 
 def _kind(module: Any) -> tuple[Any, ...]:

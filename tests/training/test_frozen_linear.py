@@ -10,7 +10,7 @@ from quantkit.layers import linear_layers
 from quantkit.methods import installed_methods
 from quantkit.training import fused_adapters as module_under_test
 from quantkit.training.checkpoints import FACTS
-from quantkit.training.frozen_linear import frozen_weight
+from quantkit.training.frozen_linear import _copies, as_computed, frozen_weight
 from quantkit.training.fused_adapters import fused_adapters
 from quantkit.training.precision import training_dtypes
 from tests.bench import load, plan_for
@@ -44,6 +44,21 @@ def test_on_a_quantized_base_gradients_are_those_of_float64_on_its_dequantized_w
         loss, gradients = on_a_batch(model)
     assert abs(float(loss - expected_loss)) < 1e-6 * float(expected_loss)
     assert apart(gradients, expected) < 1e-5
+
+
+def test_layers_that_share_an_input_share_its_copy_in_autocast_s_type_for_as_long_as_the_input_is_there() -> None:
+    x = torch.randn(3, 4)
+    assert as_computed(x) is x
+    before = len(_copies)
+    with torch.autocast("cpu", torch.bfloat16):
+        copy = as_computed(x)
+        assert as_computed(x) is copy
+        assert as_computed(copy) is copy
+        x.add_(1)
+        assert torch.equal(as_computed(x), x.bfloat16())
+    assert len(_copies) == before + 1
+    del x
+    assert len(_copies) == before
 
 
 def test_a_base_loaded_in_bfloat16_is_exact_where_bitsandbytes_rounds_its_backward_pass(tiny_model: Path) -> None:
