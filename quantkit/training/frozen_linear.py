@@ -71,7 +71,7 @@ def as_computed(x: Tensor) -> Tensor:
     made = _copies.get(x)
     if made is None or made[0] != x._version or made[1].dtype is not dtype:
         made = _copies[x] = x._version, x.to(dtype)
-    return made[1]
+    return torch.as_tensor(made[1])
 
 
 def _without_autocast(backward: Callable[..., Any]) -> Any:
