@@ -8,7 +8,7 @@ doctor instead of the patient.
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -139,12 +139,13 @@ def _rows() -> tuple[Outcome, str]:
     quiet()
     wrong = [width for width in WIDTHS if not all(reads_rows(width, grid) for grid in ("nf4", "fp4"))]
     if wrong:
-        listed = ", ".join(str(width) for width in wrong)
-        return (
-            "beware",
-            f"4-bit rows of {listed} weights are decoded wrongly on this CPU (tried: {WIDTHS}); quantkit refuses them",
-        )
-    return "ok", f"4-bit rows of {', '.join(str(width) for width in WIDTHS)} weights are decoded rightly"
+        said = f"4-bit rows of {_listed(wrong)} weights are decoded wrongly on this CPU (tried: {_listed(WIDTHS)})"
+        return "beware", f"{said}; quantkit refuses them"
+    return "ok", f"4-bit rows of {_listed(WIDTHS)} weights are decoded rightly"
+
+
+def _listed(widths: Iterable[int]) -> str:
+    return ", ".join(str(width) for width in widths)
 
 
 def _arithmetic() -> tuple[Outcome, str]:

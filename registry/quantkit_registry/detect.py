@@ -6,7 +6,7 @@ alternative, searching method names in the path with `NoQuant` first, labelled a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,12 +38,12 @@ class Detection:
     """Storage format, e.g. `bitsandbytes`; None for an adapter whose base is not known."""
     evidence: tuple[tuple[str, str], ...]
     """(source, statement) in the order of weight."""
-    record: ArtifactRecord | None = None
+    record: ArtifactRecord | None = field(default=None, repr=False)
     base: str | None = None
     """Of an adapter: hub id or path of its base."""
     revision: str | None = None
     """Commit of the hub id; of an adapter: of its base."""
-    plan: QuantizationPlan | None = None
+    plan: QuantizationPlan | None = field(default=None, repr=False)
     """Of an adapter of ours: the plan by which its base is loaded. Stored models need none."""
     stored: StoredWeights | None = None
     origin: Literal["quantkit", "study", "foreign"] = "foreign"

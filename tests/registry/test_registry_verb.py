@@ -40,7 +40,7 @@ def json_of(capsys: pytest.CaptureFixture[str]) -> Any:
 def test_ls_shows_ours_and_others_with_their_scores(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("ls", "--root", root) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
-    assert "62.5% FLOOR" in lines[MODEL]
+    assert "62.5%, FLOOR" in lines[MODEL]  # below one another where there is a width
     assert "bfloat16" in lines[MODEL]
     assert "adapter for nf4" in lines[ADAPTER]
     assert "nf4 4-bit (bitsandbytes-4bit)" in lines["Foreign-bnb-4bit"]

@@ -66,7 +66,9 @@ def test_the_loss_on_held_out_rows_is_told(before: float | None, said: str, caps
         evaluation_loss_before=before, evaluation_loss_after=1.25, evaluation_rows=4,
     )  # fmt: skip
     report(cast(Any, SimpleNamespace(target="made")), cast(Any, trained), MemoryLog())
-    assert said in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert said in out
+    assert "trained 2 steps in 1.0 s: loss 3.000 -> 2.000, 8 tokens/s" in out
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -31,7 +31,7 @@ EACH_ALONE = "Each is judged against the best alone; of many comparisons some di
 class Flags:
     """Say what cannot be believed in result files, and why."""
 
-    paths: tyro.conf.Positional[tuple[str, ...]]
+    paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[RESULTS…]")]
     """Result files, folders of them, or registries."""
     strict: bool = False
     """Exit with 3 for warnings too."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 
@@ -30,7 +30,7 @@ NVIDIA_FILES = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Pat
 class Flags:
     """List quantization methods, where they come from and whether they work here."""
 
-    name: tyro.conf.Positional[str] = ""
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[NAME]")] = ""
     """Show this method's options."""
     json: bool = False
     """Print one JSON object, options included; human text goes to stderr."""

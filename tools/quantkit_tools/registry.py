@@ -4,6 +4,7 @@ Answered from manifests, records and file headers; nothing is loaded, so listing
 needs no torch.
 """
 
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from quantkit_tools.folder_flag import with_own_folder_flag
 from quantkit_tools.listing import degenerate_on, describe, scores_of
 from quantkit_tools.verdict import failed_gate
 
+MARK = re.compile(r"(?<!NO) (?=[A-Z]{2})")
+"""Where a mark begins in the text of a score."""
 LONGEST_CELL = 12
 """Entries of a collection that one cell shows."""
 
@@ -103,12 +106,17 @@ def _ls(flags: Namespace, registry: Registry) -> int:
     for entry in entries:
         said = describe(entry)
         cells = [said["name"], said["kind"], said["method"], said["stored"], format_bytes(said["size_bytes"]), said["base"]]
-        rows.append([*cells, said["origin"], *(scores[entry.name].get(task) for task in tasks)])
+        rows.append([*cells, said["origin"], *(_stacked(scores[entry.name].get(task)) for task in tasks)])
     broken = [f"{entry.name} is broken: {entry.fault}" for entry in entries if entry.fault]
     marked = [f"{entry.name} failed its gate: {reasons}" for entry in entries if (reasons := failed_gate(entry))]
     marked += [f"{name} is degenerate: {_marks_text(marks)}" for name, marks in broken_answers.items() if marks]
     console.table(f"Artifacts under {registry.root}", columns, rows, caption="\n".join([*broken, *marked]))
     return 0
+
+
+def _stacked(score: str | None) -> str | None:
+    """Return a score with its marks below it, as narrow as they are: the name beside it is what a reader looks for."""
+    return score and MARK.sub("\n", score)
 
 
 def _marks_text(marks: Mapping[str, Sequence[str]]) -> str:

@@ -26,7 +26,7 @@ from quantkit_tools.small_flags import read_small_flags
 class Flags:
     """Put the results of a registry side by side: table, CSV, JSON, and one HTML page that needs no network."""
 
-    artifacts: tyro.conf.Positional[tuple[str, ...]]
+    artifacts: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[ARTIFACT…]")]
     """Names, paths, or first digits of a hash; without any, everything that has results, and what has none."""
     registry: str | None = None
     """Folder that keeps artifacts and results; default $QUANTKIT_REGISTRY or artifacts."""

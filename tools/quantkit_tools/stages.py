@@ -236,9 +236,10 @@ def report(run: RunPlan, training: "TrainingResult | None", memory: MemoryLog) -
     table("Peak memory", columns, rows)
     tell_if_above(memory)
     if training is not None:
+        ends = training.losses if training.steps == 1 else (training.losses[0], training.losses[-1])
         say(
             f"trained {counted(training.steps, 'step')} in {format_duration(training.duration_s)}: loss"
-            f" {training.losses[0]:.3f} -> {training.losses[-1]:.3f}, {training.tokens_per_s:,.0f} tokens/s"
+            f" {' -> '.join(f'{loss:.3f}' for loss in ends)}, {training.tokens_per_s:,.0f} tokens/s"
         )
         if training.evaluation_loss_after is not None:
             before = training.evaluation_loss_before

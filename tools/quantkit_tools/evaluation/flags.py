@@ -13,7 +13,7 @@ import tyro
 class Flags:
     """Detect, load and score models and adapters; several at once are compared in one table."""
 
-    paths: tyro.conf.Positional[tuple[str, ...]]
+    paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[ARTIFACT…]")]
     """Folders or hub ids; with --pending none stands for every artifact in the registry."""
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE[,FILE…]")] = None
     """Rows to ask: files, folders, built-in names (arc, openmath, NAME:FILE) or hub ids, separated by commas. Without it,

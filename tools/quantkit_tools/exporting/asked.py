@@ -5,6 +5,7 @@ Weights are not read for it; of a hub id only the small files are fetched.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -24,7 +25,7 @@ class Flags:
     Without --to, every target is answered and nothing is written. Exit code 3 when there is no way.
     """
 
-    artifact: tyro.conf.Positional[str] = ""
+    artifact: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[ARTIFACT]")] = ""
     """Name in the registry, folder, .gguf file or hub id."""
     to: str = ""
     """transformers, vllm, gguf, awq, gptq or compressed-tensors."""
