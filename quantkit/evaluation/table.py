@@ -23,7 +23,7 @@ RATES = (
 CAPTION = (
     "FLOOR: the 95 % interval reaches to what a predictor that understands nothing "
     "gets on the same rows (best floor). Judged: share of rows whose answer parsed "
-    "(UNPARSED: under half), or of what fitted the context; what does not parse is wrong. Stopped: answers "
+    "(UNPARSED: at most half), or of what fitted the context; what does not parse is wrong. Stopped: answers "
     "that ended by themselves. Perplexity: of responses, then of all tokens."
 )
 
