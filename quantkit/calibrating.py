@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration import Calibration
+from quantkit.data import prepare_data
 from quantkit.errors import UsageError
 from quantkit.gate import GateText
 
@@ -78,8 +79,6 @@ def read_texts(
     Raises:
         UsageError: a source cannot be read, or holds too few tokens.
     """
-    from quantkit.data import prepare_data
-
     needed = settings.gate_tokens + (settings.calib_rows * settings.calib_length if calibrates else 0)
     limit = 512
     while True:
@@ -115,7 +114,6 @@ def read_training_rows(run: Mapping[str, Any], fingerprint: str | None, tokenize
     Raises:
         UsageError: they are not there any more, or are others than those it was trained on.
     """
-    from quantkit.data import prepare_data
     from quantkit.skeleton import read_stop_tokens
 
     data = prepare_data(

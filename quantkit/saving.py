@@ -13,6 +13,8 @@ from typing import Any
 
 from quantkit.errors import UsageError, VerificationError
 from quantkit.files import new_folder, read_json, refuse_existing, write_json, write_text
+from quantkit.headers import read_stored_weights
+from quantkit.layout import format_bytes
 from quantkit.spec import QuantizationSpec
 from quantkit.storable import check_before_saving, make_generation_config_saveable, tensors_to_store
 
@@ -96,8 +98,6 @@ def check_written(folder: Path, model: Any, record: Mapping[str, Any]) -> dict[s
     Raises:
         VerificationError: a pickle was written, adapter tensors or base differ, or the tensors are not what the record says.
     """
-    from quantkit.headers import read_stored_weights
-
     pickles = sorted(path.name for path in folder.rglob("*") if path.suffix in PICKLES)
     if pickles:
         raise VerificationError(f"{pickles[0]} is a pickle, which can run code when read; artifacts hold safetensors only")
@@ -116,8 +116,6 @@ def require_space(folder: Path, needed: int) -> None:
     Raises:
         UsageError: names both numbers.
     """
-    from quantkit.layout import format_bytes
-
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:

@@ -9,6 +9,7 @@ from typing import Any
 
 from quantkit.backends.facts import LayerFacts, dtype_name, is_torchao
 from quantkit.errors import VerificationError
+from quantkit.spec import DENSE_BITS
 
 __all__ = ["LayerFacts", "dense_layer", "dtype_name", "is_torchao", "keep_layout", "layer_facts"]
 
@@ -21,8 +22,6 @@ def layer_facts(module: Any) -> LayerFacts:
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
-
-    from quantkit.spec import DENSE_BITS
 
     if _is_bitsandbytes(module):
         from quantkit.backends import bitsandbytes

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from quantkit.errors import UsageError
-from quantkit.evaluation.resampling import check_values, interval, mean_of, ratio_of, resample
+from quantkit.evaluation.resampling import check_values, interval, mean_of, ratio_of, resample, resampled_quantiles
 from quantkit.spec import read_fields
 
 Z_95 = 1.959963984540054
@@ -172,8 +172,6 @@ def quantile_score(
     at least the share `q` of all values does not exceed.
     """
     import numpy as np
-
-    from quantkit.evaluation.resampling import resampled_quantiles
 
     kept = [row for row in rows if row]
     check_values([value for row in kept for value in row], "quantile")

@@ -16,6 +16,7 @@ from quantkit.merging.held import HeldTensor, held_tensors
 from quantkit.merging.model_facts import read_base_folder
 from quantkit.merging.prepared import MAX_SHARD_BYTES
 from quantkit.merging.tensorfiles import NAMES, TORCH_DTYPES, Entry, ShardWriter, all_finite
+from quantkit.saving import SPARE_BYTES, require_space
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +30,6 @@ def write_dense(source: Path, folder: Path, *, dtype: str, trust_remote_code: bo
         VerificationError: a tensor is missing, or a value is not finite in `dtype`.
     """
     import torch
-
-    from quantkit.saving import SPARE_BYTES, require_space
 
     base = read_base_folder(source, trust_remote_code=trust_remote_code)
     head = base.names.get(f"{base.head}.weight", f"{base.head}.weight")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from quantkit.exporting.answers import OUTCOMES, STEPS, TARGETS, Answer
 from quantkit.exporting.rows import Rows, known_rows
+from quantkit.files import write_text
 from quantkit.methods import installed_methods
 
 README = Path(__file__).with_name("README.md")
@@ -52,8 +53,6 @@ def short(answer: Answer) -> str:
 
 def main() -> int:
     """Write README.md."""
-    from quantkit.files import write_text
-
     write_text(README, render(shipped_rows()))
     return 0
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantkit.backends import dense_layer, layer_facts
 from quantkit.errors import VerificationError
 from quantkit.files import read_json
 
@@ -64,7 +65,6 @@ def dense_model(model: Any) -> Any:
     Raises:
         VerificationError: a layer's weights cannot be read.
     """
-    from quantkit.backends import dense_layer, layer_facts
     from quantkit.layers import linear_layers
 
     for name, layer in linear_layers(model).items():

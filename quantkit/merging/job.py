@@ -15,6 +15,7 @@ from quantkit.merging.delta import FolderAdapter
 from quantkit.merging.held import HeldTensor
 from quantkit.merging.model_facts import BaseFolder
 from quantkit.merging.tensorfiles import NAMES, TORCH_DTYPES, Entry, ShardWriter, all_finite, row_chunks
+from quantkit.saving import SPARE_BYTES, require_space
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +44,6 @@ class MergeJob:
     def write(self, folder: Path, *, max_shard_bytes: int, metadata: dict[str, str], progress: bool) -> int:
         """Write every tensor in order; return the bytes written."""
         import torch
-
-        from quantkit.saving import SPARE_BYTES, require_space
 
         total = sum(entry.size_bytes for entry in self.entries)
         require_space(folder, total + SPARE_BYTES)

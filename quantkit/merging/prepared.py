@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from quantkit.errors import UsageError
 from quantkit.files import new_folder
+from quantkit.headers import read_stored_weights
 from quantkit.hub import fetch, refuse_missing_folder
 from quantkit.merging.delta import FolderAdapter, read_adapter_folder
 from quantkit.merging.dense_folder import copy_companions, write_dense_config
@@ -238,8 +239,6 @@ def _largest(adapter: FolderAdapter, base: BaseFolder) -> tuple[int, int]:
 
 
 def _format_of(base: BaseFolder, load_kwargs: dict[str, Any]) -> str:
-    from quantkit.headers import read_stored_weights
-
     config = load_kwargs.get("quantization_config")
     if config is None:
         return read_stored_weights(base.folder).describe()

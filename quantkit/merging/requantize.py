@@ -16,6 +16,7 @@ from quantkit.calibration import Calibration, QuantizationWork
 from quantkit.errors import UsageError
 from quantkit.methods import Methods
 from quantkit.plan import QuantizationPlan
+from quantkit.storable import store_dense_as
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +56,6 @@ def requantize(
 
     from quantkit.measure import check_model
     from quantkit.merging.requantize_grids import stored_grid
-    from quantkit.storable import store_dense_as
 
     if not plan.spec.is_quantized:
         raise UsageError(f"{plan.method} trains on dense weights; there is nothing to quantize again: merge as 'dequantized'")

@@ -13,9 +13,10 @@ from quantkit import console
 from quantkit.environment import describe_environment
 from quantkit.errors import UsageError, VerificationError
 from quantkit.files import refuse_existing, sha256_of
+from quantkit.headers import read_object
 from quantkit.layout import counted
 from quantkit.methods import Methods, installed_methods, require_usable
-from quantkit.modeling import ModelSource
+from quantkit.modeling import ModelSource, load_source, load_tokenizer, resolve_compute_dtype, resolve_device
 from quantkit.plan import AdapterPlan, PlanContext, QuantizationPlan
 from quantkit.spec import DENSE_BITS
 from quantkit_registry.adapters import ADAPTER_CONFIG, read_adapter
@@ -85,8 +86,6 @@ def plan_adoption(config: AdoptConfig, methods: Methods) -> Adoption:
     Raises:
         UsageError: no recipe or base is stated, the folder holds no adapter that can be described, or it is ours already.
     """
-    from quantkit.headers import read_object
-    from quantkit.modeling import resolve_compute_dtype, resolve_device
     from quantkit.skeleton import is_local, read_skeleton
 
     folder = Path(config.folder).expanduser()
@@ -187,7 +186,6 @@ def adopt(adoption: Adoption, methods: Methods) -> dict[str, Any]:
         VerificationError: the adapter does not fit the base, was never trained, or changes nothing.
     """
     from quantkit.merging.report import observe_reference
-    from quantkit.modeling import load_source, load_tokenizer
     from quantkit.saving import save_artifact
     from quantkit_tools.adopting.rows import rows_of
 

@@ -3,6 +3,7 @@
 import sys
 
 from quantkit import console
+from quantkit.files import making
 from quantkit.methods import installed_methods
 from quantkit_tools.merging.flags import MergeConfig, parse_merge_flags
 
@@ -21,7 +22,6 @@ def run(config: MergeConfig, *, dry_run: bool = False, json: bool = False) -> in
     Raises:
         QuantkitError: what is wrong with adapter, base, settings or result; nothing half-written is left.
     """
-    from quantkit.files import making
     from quantkit.modeling import load_tokenizer
     from quantkit_tools.merging.making import Merging, make_merged
     from quantkit_tools.merging.planning import announce, existing_merge, plan_merge

@@ -5,6 +5,7 @@ from typing import Any
 
 from quantkit import console
 from quantkit.errors import UsageError
+from quantkit.files import making
 from quantkit.methods import Methods, installed_methods
 from quantkit.plan import Stage
 from quantkit_tools.quantizing.flags import QuantizeConfig, parse_quantize_flags
@@ -29,7 +30,6 @@ def run(config: QuantizeConfig, *, dry_run: bool = False, json: bool = False) ->
     Raises:
         QuantkitError: what is wrong with settings, source, text or result; finished blocks are kept for the next try.
     """
-    from quantkit.files import making
     from quantkit.modeling import load_tokenizer
     from quantkit_tools.quantizing.making import make_quantized
     from quantkit_tools.quantizing.planning import announce, plan_quantization

@@ -22,6 +22,7 @@ from quantkit.evaluation.harness.floors import (
     predict,
     values_of_texts,
 )
+from quantkit.evaluation.resampling import interval
 from quantkit.evaluation.results import RowResult
 from quantkit.evaluation.statistics import Floor, Score, share_score
 
@@ -151,8 +152,6 @@ def _bootstrap(
 ) -> tuple[float, float]:
     """Return the 95 % interval of any aggregation over rows drawn with replacement."""
     import numpy as np
-
-    from quantkit.evaluation.resampling import interval
 
     chance, n = np.random.default_rng(seed), len(values)
     found = [float(aggregate([values[index] for index in chance.integers(0, n, size=n)])) for _ in range(draws)]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from quantkit.data import prepare_data
 from quantkit.merging.report import ReportRows, choose_rows
 
 UNCUT = 1 << 30
@@ -18,7 +19,6 @@ def rows_of(base: str, revision: str | None, dataset: str | None, tokenizer: Any
     Raises:
         UsageError: the rows cannot be read.
     """
-    from quantkit.data import prepare_data
     from quantkit.data.arithmetic import arithmetic_data
     from quantkit.skeleton import read_stop_tokens
 

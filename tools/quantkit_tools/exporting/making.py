@@ -17,6 +17,7 @@ from quantkit.exporting import Answer, missing
 from quantkit.fidelity import Fidelity, compare_logits, probe_logits
 from quantkit.files import artifact_hash, new_folder, refuse_existing, write_text
 from quantkit.methods import Methods
+from quantkit.modeling import load_base, load_tokenizer, one_line
 from quantkit.plan import AdapterPlan, QuantizationPlan, Stage
 from quantkit.saving import CARD, SPARE_BYTES, finish_written, require_space, save_artifact
 from quantkit_registry.store import Registry
@@ -61,8 +62,6 @@ class Export:
 
     def load(self, dtype: str) -> Any:
         """Return the source as its layers compute in `dtype`, measured."""
-        from quantkit.modeling import load_base
-
         if self.asked.holding.source == "fp8":
             return _dequantized_by_transformers(self.source, dtype)
         plan = self.plan(dtype)
@@ -145,8 +144,6 @@ def _save(
     compare: Callable[[Path, Any], dict[str, Any]] = lambda _folder, _model: {},
 ) -> dict[str, Any]:
     """Save what `change` makes of the source in memory, once it is loaded again, gives the same logits and passes `compare`."""
-    from quantkit.modeling import load_tokenizer
-
     checked = dict[str, Any]()
     reference = probe_logits(model, rows := probe_rows(model))
 
@@ -213,8 +210,6 @@ def _dequantized_by_transformers(source: Path, dtype: str) -> Any:
     """Return a model with FP8 blocks as transformers dequantizes it while loading: its FP8 products want a GPU."""
     import torch
     from transformers import AutoModelForCausalLM, FineGrainedFP8Config
-
-    from quantkit.modeling import one_line
 
     config = FineGrainedFP8Config(dequantize=True)
     with one_line(str(source), "model"):

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from quantkit import console
+from quantkit.backends import keep_layout
 from quantkit.errors import VerificationError
 from quantkit.memory import free_bytes
 from quantkit.merging.by_blocks import load_by_blocks
 from quantkit.merging.report import MAX_LOST_GAIN, MergeReport, Observed, Reference, ReportRows, compare, observe
 from quantkit.methods import Methods
-from quantkit.modeling import ModelSource
+from quantkit.modeling import ModelSource, load_base, load_source
 from quantkit.plan import QuantizationPlan
 from quantkit.spec import QuantizationSpec
+from quantkit.storable import store_dense_as
 from quantkit_tools.planning import RunPlan
 
 LARGEST_MEAN_KL = 0.01
@@ -117,14 +119,11 @@ def load_plainly(
 ) -> Any:
     """Return a folder's model as a user without quantkit loads it; formats that transformers cannot read come by our reader."""
     from quantkit.backends.packed_checkpoints import is_packed_checkpoint
-    from quantkit.modeling import load_source
 
     if is_packed_checkpoint(folder):
         return load_source(ModelSource(path=str(folder), spec=stored), methods, device=device)
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
-
-    from quantkit.backends import keep_layout
 
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -141,9 +140,6 @@ def load_plainly(
 
 def in_float32(model: Any, folder: Path, check: MergeCheck, methods: Methods) -> Any:
     """Return the same stored weights, computed with in float32; the given model is used up."""
-    from quantkit.modeling import load_base
-    from quantkit.storable import store_dense_as
-
     if not check.stored.is_quantized:
         return store_dense_as(model, "float32")
     del model

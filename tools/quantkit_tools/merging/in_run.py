@@ -19,9 +19,11 @@ from quantkit.calibration import Calibration, QuantizationWork
 from quantkit.errors import UsageError, VerificationError
 from quantkit.fidelity import compare_logits, probe_logits
 from quantkit.memory import MemoryLog
+from quantkit.merging.prepared import prepare_merge
 from quantkit.merging.report import Reference, ReportRows, observe_reference
 from quantkit.merging.requantize import requantize
 from quantkit.methods import Methods
+from quantkit.training.heap import give_back
 from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.hub import cached_folder
 from quantkit_registry.records import ArtifactRecord
@@ -128,8 +130,6 @@ def prepare_fold(run: RunPlan, adapter: Path, methods: Methods) -> "PreparedMerg
     Raises:
         VerificationError: the adapter as it lies there does not belong to the base, or is broken.
     """
-    from quantkit.merging.prepared import prepare_merge
-
     if run.merge_policy == "requantized":
         return None
     original = run.merge_policy == "base"
@@ -162,8 +162,6 @@ def prepare_fold(run: RunPlan, adapter: Path, methods: Methods) -> "PreparedMerg
 def let_go() -> None:
     """Give back the memory of models that nothing refers to any more."""
     import torch
-
-    from quantkit.training.heap import give_back
 
     gc.collect()
     give_back()

@@ -19,7 +19,11 @@ from quantkit.files import remove_work
 from quantkit.memory import MemoryLog, free_bytes
 from quantkit.merging.report import ReportRows, observe_reference
 from quantkit.merging.requantize import requantize
+from quantkit.merging.stream import merge_streaming
 from quantkit.methods import Methods
+from quantkit.modeling import load_source
+from quantkit.saving import finish_written, save_artifact
+from quantkit.storable import store_dense_as
 from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.records import ArtifactRecord, MergeRecord
 from quantkit_tools.merging.check import MergeCheck, check_merged
@@ -61,8 +65,6 @@ def compare(merging: Merging, folder: Path) -> dict[str, Any]:
     Raises:
         VerificationError: a model folded into the base of its own adapter predicts something else.
     """
-    from quantkit.modeling import load_source
-
     job, methods = merging.job, merging.methods
     if said := _too_little_memory(job):
         console.warn(f"fidelity of the merge {said}")
@@ -99,7 +101,6 @@ def written_by(
     `write` gets what is to be called with the folder before it appears under its name.
     """
     from quantkit.backends.bitsandbytes import quiet
-    from quantkit.saving import finish_written
 
     written: dict[str, Any] = {}
     stage = ExitStack()
@@ -119,8 +120,6 @@ def written_by(
 
 def _streamed(merging: Merging) -> dict[str, Any]:
     """Fold one tensor at a time; nothing but the report ever loads a model."""
-    from quantkit.merging.stream import merge_streaming
-
     job, config = merging.job, merging.job.config
 
     def write(finish: Any) -> None:
@@ -146,10 +145,6 @@ def _streamed(merging: Merging) -> dict[str, Any]:
 
 
 def _requantized(merging: Merging, tokenizer: Any) -> dict[str, Any]:
-    from quantkit.modeling import load_source
-    from quantkit.saving import save_artifact
-    from quantkit.storable import store_dense_as
-
     job, memory, methods = merging.job, merging.memory, merging.methods
     with memory.stage("merge"):
         trust = job.config.trust_remote_code

@@ -9,7 +9,9 @@ from quantkit.errors import QuantkitError, UsageError, VerificationError
 from quantkit.files import read_manifest, verify_manifest
 from quantkit.merging.report import MAX_LOST_GAIN
 from quantkit.methods import Methods
+from quantkit.modeling import resolve_device
 from quantkit.plan import QuantizationPlan
+from quantkit.skeleton import read_skeleton
 from quantkit.spec import DENSE_BITS, QuantizationSpec
 from quantkit_registry.fingerprints import fingerprint_base
 from quantkit_registry.names import ArtifactName, format_name, parse_name
@@ -100,9 +102,6 @@ def plan_merge(config: MergeConfig, methods: Methods) -> MergeJob:
         UsageError: what is named is no adapter with a recorded recipe, or settings contradict each other.
         VerificationError: files or base are not those that were recorded.
     """
-    from quantkit.modeling import resolve_device
-    from quantkit.skeleton import read_skeleton
-
     device = resolve_device(config.device)
     root = default_root() if config.dst is None else Path(config.dst).expanduser()
     registry = Registry(None if config.dst is None or not root.is_dir() else root)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from quantkit import console
 from quantkit.calibrating import CalibrationSettings, read_training_rows, split_texts
 from quantkit.calibration import Calibration
+from quantkit.data import prepare_data
 from quantkit.errors import UsageError
 from quantkit.layout import counted
 from quantkit.merging.report import ReportRows, choose_rows
+from quantkit.skeleton import read_stop_tokens
 from quantkit_tools.adopting.rows import rows_of
 from quantkit_tools.merging.planning import MergeJob
 
@@ -71,9 +73,6 @@ def _training_rows(job: MergeJob, tokenizer: Any) -> "PreparedData | None":
 
 
 def _read(job: MergeJob, dataset: str, tokenizer: Any) -> "PreparedData":
-    from quantkit.data import prepare_data
-    from quantkit.skeleton import read_stop_tokens
-
     return prepare_data(
         dataset=dataset,
         tokenizer=tokenizer,

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit import console, gate
+from quantkit.backends import keep_layout
 from quantkit.calibrating import Texts
 from quantkit.calibration import QuantizationWork
 from quantkit.environment import describe_environment
 from quantkit.errors import VerificationError
 from quantkit.files import remove_work
 from quantkit.gate import GateLimits
+from quantkit.layers import features, linear_layers
+from quantkit.measure import check_model, loaded_spec
 from quantkit.memory import MemoryLog, free_bytes
 from quantkit.methods import Methods
-from quantkit.modeling import ModelSource
+from quantkit.modeling import ModelSource, load_base, load_source
 from quantkit.plan import AdapterPlan, QuantizationPlan
 from quantkit_registry.records import ArtifactRecord, BaseReference, Parent
 
@@ -85,7 +88,6 @@ def make_quantized(making: Making, texts: Texts, tokenizer: Any, methods: Method
         UsageError: a layer cannot be quantized and is not ignored, or the target exists.
         VerificationError: what was written, loaded again, is another model than the one in memory.
     """
-    from quantkit.modeling import load_source
     from quantkit.saving import save_artifact
     from quantkit.storable import store_dense_as
 
@@ -136,8 +138,6 @@ def make_quantized(making: Making, texts: Texts, tokenizer: Any, methods: Method
 
 
 def _quantize(making: Making, model: Any, texts: Texts, methods: Methods) -> tuple[Any, Blocks]:
-    from quantkit.measure import check_model, loaded_spec
-    from quantkit.modeling import load_base
     from quantkit.numerics.capture import find_blocks
 
     with console.progress(f"{making.plan.method}: blocks", len(find_blocks(model)[1]), unit="blocks") as bar:
@@ -196,15 +196,12 @@ def _judge_again(
 
 def _plain(making: Making, folder: Path, methods: Methods) -> tuple[Any, str]:
     from quantkit.backends.packed_checkpoints import is_packed_checkpoint
-    from quantkit.modeling import load_source
 
     if is_packed_checkpoint(folder):  # transformers asks for gptqmodel there
         source = ModelSource(path=str(folder), spec=making.plan.spec)
         return load_source(source, methods, device=making.device), "quantkit"
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
-
-    from quantkit.backends import keep_layout
 
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -255,8 +252,6 @@ def _place(making: Making) -> str:
 
 
 def _weights(model: Any) -> int:
-    from quantkit.layers import features, linear_layers
-
     return sum(inputs * outputs for inputs, outputs in map(features, linear_layers(model).values()))
 
 

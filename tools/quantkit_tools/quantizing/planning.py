@@ -8,7 +8,9 @@ from quantkit import console
 from quantkit.backends.vllm_rules import split_fusions
 from quantkit.errors import QuantkitError, UsageError
 from quantkit.gate import GateLimits, limits_for
+from quantkit.layers import linear_layers
 from quantkit.methods import Methods, require_usable
+from quantkit.modeling import resolve_device
 from quantkit.options import check_value
 from quantkit.plan import AdapterPlan, PlanContext, QuantizationPlan, Stage
 from quantkit.spec import DENSE_BITS, QuantizationSpec
@@ -66,7 +68,6 @@ def plan_quantization(config: QuantizeConfig, methods: Methods) -> QuantizeJob:
     Raises:
         UsageError: the source is not a dense model, the method cannot be used here, or settings contradict each other.
     """
-    from quantkit.modeling import resolve_device
     from quantkit.skeleton import read_skeleton
 
     device = resolve_device(config.device)
@@ -136,7 +137,6 @@ def announce(job: QuantizeJob) -> None:
 
 def _parted(model: Any, ignore: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Return names of the layers that are quantized, and of those on the ignore list."""
-    from quantkit.layers import linear_layers
     from quantkit.numerics.capture import matches
 
     names = list(linear_layers(model))

@@ -7,6 +7,7 @@ from typing import Any
 
 from quantkit import console
 from quantkit.calibrating import Texts, read_texts, read_training_texts, split_texts
+from quantkit.data import prepare_data
 from quantkit.errors import UsageError
 from quantkit.layout import counted
 from quantkit.methods import Methods
@@ -96,7 +97,6 @@ def making_of(job: QuantizeJob) -> Making:
 
 def _generated_texts(job: QuantizeJob, tokenizer: Any, stops: tuple[int, ...]) -> Texts:
     """Return held-out text that needs no file: the generated arithmetic rows."""
-    from quantkit.data import prepare_data
     from quantkit.data.arithmetic import arithmetic_data
 
     with tempfile.TemporaryDirectory() as folder:
