@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
-from quantkit.layout import printable
+from quantkit.layout import cell_text, printable
 from quantkit.preflight.examine import Preflight
 from quantkit.preflight.finding import SEVERITIES
 from quantkit.preflight.samples import Sample
@@ -63,8 +63,8 @@ def short(name: str) -> str:
     return f"{head}{colon}{path.name}" if path.is_absolute() or rest.startswith("~") else name
 
 
-def _told(value: Any) -> Any:
-    return short(value) if isinstance(value, str) else value
+def _told(value: object) -> str:
+    return short(value) if isinstance(value, str) else cell_text(value)
 
 
 def _spans(sample: Sample) -> Iterator[dict[str, Any]]:

@@ -67,6 +67,7 @@ def test_the_page_is_written_once(flags: list[object], quantkit: Any, tmp_path: 
     code, out, _ = quantkit("preflight", *flags, "--html", page)
     assert (code, f"written: {page} (" in out) == (0, True)
     assert page.read_text().startswith("<!doctype html>")
+    assert "<dt>packing</dt><dd>no</dd>" in page.read_text()
     assert "exists" in quantkit("preflight", *flags, "--html", page)[2]
     assert quantkit("preflight", *flags, "--html", page, "--overwrite")[0] == 0
 

@@ -41,6 +41,7 @@ def test_the_page_says_what_the_report_holds(report: Report) -> None:
     for said in (
         "6 artifacts, 2 tasks",
         "96.7%",
+        "98.3%",
         "88.6–99.1",
         "FLOOR",
         "Measured on 60 rows, on cpu, computing in float32",
