@@ -43,6 +43,8 @@ class Activations:
     """Beside the blocks: the last norm, rotary tables, the states that the head gets in tiles and their gradient."""
     logits: int
     """Logits and what the loss makes of them, at their peak."""
+    head_gradient: int
+    """The gradient of a trained head, where it is formed with the loss, tile by tile."""
     weight_copies: int
     """Copies of trained weights that autocast makes and keeps."""
     backward: int
@@ -89,6 +91,7 @@ def activations(shape: ModelShape, settings: RunSettings, size: AdapterSize) -> 
         mlp_input=tokens * shape.width * settings.hidden_bytes,
         last=_last(shape, settings),
         logits=_logits(shape, settings),
+        head_gradient=_head_gradient(shape, settings),
         weight_copies=_weight_copies(shape, settings, mlp),
         backward=tokens * routed * wide * max(2 * shape.intermediate, 3 * shape.width),
         dequantized=_dequantized(shape, settings, first),
@@ -224,7 +227,19 @@ def _logits(shape: ModelShape, settings: RunSettings) -> int:
     rows = tile_rows(shape.vocabulary, settings.device)
     frozen = settings.adapter.kind != "NoPeft"
     in_place = settings.arithmetic == "float32" and frozen and settings.learnt_tokens > rows
-    return min(rows, settings.learnt_tokens) * shape.vocabulary * (4 if in_place else copies)
+    tile = min(rows, settings.learnt_tokens) * shape.vocabulary
+    if summed := _head_gradient(shape, settings):  # the sum over tiles beside a tile's own, or what that is cast from
+        cast = summed // settings.trained_bytes * wide if wide < settings.trained_bytes else tile * 4
+        return summed + max(tile * copies, summed + cast)
+    return tile * (4 if in_place else copies)
+
+
+def _head_gradient(shape: ModelShape, settings: RunSettings) -> int:
+    """Return the bytes of a trained head's gradient where it is formed with the loss; 0 where the backward pass makes it."""
+    tiled = settings.logits == "tiles" and settings.learnt_tokens > tile_rows(shape.vocabulary, settings.device)
+    if not tiled or settings.adapter.kind != "NoPeft":
+        return 0
+    return shape.vocabulary * shape.width * settings.trained_bytes
 
 
 def _dequantized(shape: ModelShape, settings: RunSettings, layers: list[LinearShape]) -> int:

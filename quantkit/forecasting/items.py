@@ -9,6 +9,7 @@ from quantkit.forecasting.activations import Activations
 from quantkit.forecasting.adapters import AdapterSize
 from quantkit.forecasting.constants import Constants
 from quantkit.forecasting.folding import merging
+from quantkit.forecasting.parallel import HEAD_GRADIENT
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
 from quantkit.forecasting.storage import UNPACKED, held_bytes, stored_bytes
@@ -76,7 +77,8 @@ def backward_items(kept: Activations, settings: RunSettings, shape: ModelShape, 
             "dequantized weight": kept.dequantized,
         }
 
-    found = [held_activations(kept, settings, shape) | work(shape.blocks) | earlier]
+    formed = {HEAD_GRADIENT: 2 * kept.head_gradient} if kept.head_gradient else {}  # its sum, and that scaled
+    found = [held_activations(kept, settings, shape) | work(shape.blocks) | earlier | formed]
     for count in kept.turns(shape.blocks):
         made = {"gradients": gradients if count == 1 else gradients * (shape.blocks - count) // shape.blocks} | earlier
         found.append({"activations": kept.kept(settings, count)} | work(count) | made)

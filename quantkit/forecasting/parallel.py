@@ -16,7 +16,8 @@ from quantkit.forecasting.shape import ModelShape
 GATHERED = 2
 """Blocks whose weights are whole at once: the one that computes, and the next, fetched ahead."""
 EMBEDDINGS = "embeddings, head, norms"
-AT_THE_END = ("logits and loss", "logits of a trial")
+HEAD_GRADIENT = "the head's gradient"
+AT_THE_END = ("logits and loss", "logits of a trial", HEAD_GRADIENT)
 AT_WORK = {"logits and loss", "gradients of activations"}
 """Items of the moments in which blocks compute."""
 EVERYWHERE = ("matrix products' workspace", "dequantized weight")
@@ -76,7 +77,7 @@ def _all_split(
         found["weights gathered"] = GATHERED * block * settings.computes_in_bytes + rest * settings.trained_bytes
         if "gradients of activations" in items:  # those of the block that was computed are sent in the data type they add up in
             found["gradients of gathered weights"] = block * (settings.computes_in_bytes + settings.trained_bytes)
-            found["gradients of gathered weights"] += rest * settings.trained_bytes
+            found["gradients of gathered weights"] += max(rest * settings.trained_bytes, found.pop(HEAD_GRADIENT, 0))
     return found
 
 

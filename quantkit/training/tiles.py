@@ -149,8 +149,8 @@ def tiled_cross_entropy(head: Any, tail: Tail, hidden: Any, targets: Any) -> Any
                 formed = list(torch.autograd.grad(loss, inputs))
                 if gradient is not None:
                     gradient[part] = formed.pop(0)
-                for weight_sum, part_of_it in zip(sums, formed, strict=True):
-                    weight_sum.add_(part_of_it)
+                for weight_sum in reversed(sums):  # a tile's gradient of the head is gone before the next one's is made
+                    weight_sum.add_(formed.pop())
             context.gradients = gradient, sums
             return total if states.dtype is torch.float64 else total.float()
 

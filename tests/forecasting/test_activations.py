@@ -1,5 +1,8 @@
 """Does the forecast count what autograd really holds after a forward pass?"""
 
+from dataclasses import replace
+from itertools import accumulate
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ from quantkit.forecasting.activations import activations
 from quantkit.forecasting.adapters import adapter_size
 from quantkit.plan import AdapterPlan, QuantizationPlan, Stage
 from quantkit.spec import QuantizationSpec
+from quantkit.training.tiles import tiled_cross_entropy, unchanged
 from tests.forecasting.held import SIZES, held_after_forward, small_model
 
 ROWS, LENGTH = 4, 64
@@ -32,6 +36,7 @@ CASES = [
     ("qwen3", "LoRa", 8, "all-linear", "float32", "selective:2"),
     ("qwen3", "LoRa", 8, "all-linear", "float32", "none"),
     ("phi3", "LoRa", 8, "all-linear", "float32", "none"),
+    ("phi3", "NoPeft", 1, "all-linear", "bfloat16", "none"),
     ("gemma3_text", "DoRa", 8, "all-linear", "float32", "none"),
 ]
 CAPPED = ("gemma2", "LoRa", 8, "all-linear", "float32", "none")
@@ -57,6 +62,27 @@ def test_what_a_forward_pass_keeps_is_counted_to_three_hundredths(case):
     log_softmax = LEARNT * SIZES["vocab_size"] * 4
     counted_bytes = counted.kept(settings, shape.blocks) + counted.last + counted.weight_copies + log_softmax
     assert counted_bytes == pytest.approx(held, rel=0.06 if case is CAPPED else 0.03)
+
+
+@pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
+def test_a_trained_heads_gradient_is_counted_as_tiles_form_it(arithmetic):
+    """Its sum over the tiles beside that of one tile, which a logits' tile or, in bfloat16, a cast stands beside."""
+    vocabulary, width, learnt = 2**16, 256, 200
+    head, states = torch.nn.Linear(width, vocabulary, bias=False), torch.randn(learnt, width, requires_grad=True)
+    adapter = AdapterPlan(kind="NoPeft")
+    shape = replace(_shape(), vocabulary=vocabulary, width=width)
+    found = RunSettings(plan=_dense(adapter, arithmetic), rows=1, length=learnt, device="cpu", arithmetic=arithmetic)
+    counted = activations(shape, found, adapter_size(shape, adapter))
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
+        torch.autocast("cpu", torch.bfloat16, enabled=arithmetic == "bfloat16"),
+    ):
+        tiled_cross_entropy(head, unchanged, states, torch.zeros(learnt, dtype=torch.long))
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    copies = vocabulary * width * 2 if arithmetic == "bfloat16" else 0  # autocast's of the weight, counted apart
+    assert counted.logits + copies == pytest.approx(max(accumulate(sizes)), rel=0.05)
+    assert counted.head_gradient == 4 * vocabulary * width
 
 
 def test_recomputing_keeps_less_and_does_more_again():

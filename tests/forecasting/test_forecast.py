@@ -116,6 +116,20 @@ def test_a_merge_of_a_methods_own_is_in_memory_unless_it_goes_into_the_original_
     assert found.folds_in_memory is in_memory
 
 
+def test_a_trained_heads_gradient_lies_where_the_head_is_and_counts_once_where_weights_are_gathered():
+    """It is formed with the loss, before the backward pass; its sum, and that scaled, stand beside all activations."""
+    how = {"adapter": FULL, "merges": False, "rows": 16, "length": 4096}
+    head, name = 4 * SHAPE.vocabulary * SHAPE.width, "the head's gradient"
+    one = forecast_run(SHAPE, settings(**how)).moment("backward").items
+    assert one[name] == 2 * head
+    assert "gradients" not in one
+    mapped = forecast_run(SHAPE, settings(**how, strategy="device_map", processes=2)).devices
+    assert [device["items"][name] for device in mapped] == [0, 2 * head]
+    split = forecast_run(SHAPE, settings(**how, strategy="fsdp", processes=2)).moment("backward").items
+    assert name not in split
+    assert split["gradients of gathered weights"] > 2 * head
+
+
 def test_of_several_gpus_ddp_copies_fsdp_splits_what_is_frozen_and_device_map_shares_blocks():
     one = forecast_run(SHAPE, settings(NF4, merges=False))
     found = {
