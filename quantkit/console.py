@@ -136,7 +136,7 @@ def table(title: str, columns: Sequence[str | Column], rows: Sequence[Sequence[o
         console.print(Text(line, style), soft_wrap=True)
     for line in below:
         is_prose = max(map(len, line.split()), default=0) <= console.width // 3  # names are left whole
-        console.print(Text(line, "dim"), soft_wrap=not is_prose)
+        console.print(Text(line, "dim"), soft_wrap=not (has_width and is_prose))
 
 
 @contextmanager

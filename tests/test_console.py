@@ -196,9 +196,11 @@ def test_rounds_that_are_not_even_tell_no_time_left(capsys):
     assert capsys.readouterr().out.splitlines()[0] == "answers: 1/3 · 0.00 s"
 
 
-def test_a_caption_is_a_paragraph_without_a_width_too(capsys):
+@pytest.mark.parametrize(("columns", "lines"), [("60", 3), ("200", 1), ("", 1)])
+def test_a_caption_is_a_paragraph_as_wide_as_there_is_room(columns, lines, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
     console.table("Scores", ["name"], [["a"]], caption="some words " * 12)
-    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    assert len([line for line in capsys.readouterr().out.splitlines() if "some" in line]) == lines
 
 
 def test_a_loop_of_minutes_leaves_a_line_every_5_percent(monkeypatch, capsys):
