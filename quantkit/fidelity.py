@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import VerificationError
+from quantkit.layout import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,7 @@ class Fidelity:
         return (
             f"max |Δlogit| {self.max_abs_logit_difference:.2g}, mean {self.mean_abs_logit_difference:.2g},"
             f" mean KL {self.mean_kl:.2g},"
-            f" top-1 agreement {self.top1_agreement:.1%} on {self.tokens} tokens"
+            f" top-1 agreement {self.top1_agreement:.1%} on {counted(self.tokens, 'token')}"
         )
 
 

@@ -26,7 +26,6 @@ def check_servable(spec: QuantizationSpec, model_config: Mapping[str, Any]) -> t
     Raises:
         UsageError: the format cannot hold such weights, or none of its loaders reads them.
     """
-    notes = []
     if spec.format in ("gptq", "awq"):
         if spec.group_size not in GROUP_SIZES:
             raise UsageError(
@@ -46,6 +45,12 @@ def check_servable(spec: QuantizationSpec, model_config: Mapping[str, Any]) -> t
             raise UsageError(
                 "symmetric is True; the AWQ format's kernels read weights with zero points. Choose compressed-tensors"
             )
+    return notes_on_weights(spec, model_config)
+
+
+def notes_on_weights(spec: QuantizationSpec, model_config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the notes of `check_servable`, and refuse nothing."""
+    notes = []
     if spec.format == "gptq" and spec.symmetric is False:
         notes.append(
             "Asymmetric weights are stored as checkpoint_format gptq_v2, which GPTQModel and transformers with it read."

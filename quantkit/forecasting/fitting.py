@@ -14,6 +14,7 @@ from quantkit.forecasting.forecast import Forecast
 from quantkit.forecasting.nearest import lighter, settle
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
+from quantkit.layout import counted
 
 Preference = Literal["quality", "speed"]
 PREFERENCES = {
@@ -118,5 +119,5 @@ def given_up(before: RunSettings, after: RunSettings) -> tuple[str, ...]:
     if before.adapter.r != after.adapter.r:
         words.append(f"rank {after.adapter.r}")
     if before.length != after.length:
-        words.append(f"rows of {after.length} tokens")
+        words.append(f"rows of {counted(after.length, 'token')}")
     return tuple(words)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from quantkit.errors import UsageError
 from quantkit.fidelity import Fidelity, compare_logits, probe_logits
-from quantkit.layout import digits
+from quantkit.layout import counted, digits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,8 +134,8 @@ class MergeReport:
             f"stored weights against adapter on its base: {self.stored}",
             f"as loaded against adapter on its base:      {self.as_loaded}",
             f"arithmetic of the stored data type alone:   {self.arithmetic}",
-            f"perplexity of {self.response_tokens} response tokens, {rows}: base {shown['base']}, adapter {shown['adapter']},"
-            f" merged {shown['merged']}: {kept}",
+            f"perplexity of {counted(self.response_tokens, 'response token')}, {rows}: base {shown['base']},"
+            f" adapter {shown['adapter']}, merged {shown['merged']}: {kept}",
         ]
 
     def judge(self, max_lost_gain: float) -> list[str]:

@@ -59,7 +59,7 @@ def test_rows_that_the_run_would_refuse_are_said_to_be_refused(settings: list[ob
     code, out, err = quantkit("train", *settings, "--dry-run", "--eval-dataset-name", silent)
     assert code == 0
     assert f"the run would be refused: {silent}" in err
-    assert "if all rows have 1024 tokens" in out
+    assert "if all rows have 1,024 tokens" in out
 
 
 @pytest.mark.parametrize("at_hand", [True, False], indirect=True)

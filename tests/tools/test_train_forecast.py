@@ -68,8 +68,8 @@ def test_a_run_that_will_not_fit_is_refused_before_it_loads_unless_it_is_forced(
     monkeypatch.setattr(foresight, "own_bytes", lambda _: 1 << 20)
     code, out, err = quantkit("train", *settings)
     assert code == 2
-    assert "are expected at the peak" in err
-    assert "1.0 MiB are there" in err
+    assert "error: memory expected at the peak (" in err
+    assert "but only 1.0 MiB are there: " in err
     assert "--force" in err
     assert "train:" not in out
     assert not list((tmp_path / "artifacts").glob("*_SFT_*"))
@@ -143,7 +143,7 @@ def test_where_only_the_upper_end_is_too_much_the_run_starts_with_a_warning(
     assert record["forced"] is False
     captured = capsys.readouterr()
     assert "memory may not suffice" in captured.err
-    assert "90% of runs by 50 measured ones" in captured.out
+    assert "(which held for 90% of 50 measured runs); " in captured.out
     require_room(short_of(tiny_model, 2.0), force=False)
     assert capsys.readouterr().err == ""
 

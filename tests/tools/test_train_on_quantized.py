@@ -82,3 +82,19 @@ def test_a_group_size_that_does_not_fit_is_refused_by_the_plan(settings: list[ob
     assert code == 2
     assert "group_size 48 does not divide" in err
     assert "sizes that fit: 128, 64, 32, 16, -1" in err
+
+
+@pytest.mark.parametrize(
+    "how", [[], ["--no-merge-after-train"], ["--merge", "requantized"]], ids=["merged", "kept", "requantized"]
+)
+def test_who_serves_the_base_is_a_warning_where_the_base_is_what_is_served(
+    how: list[str], settings: list[object], quantkit: Any
+) -> None:
+    code, out, err = quantkit("train", *settings, "--quant-method", "GPTQ", "--group-size", 16, *how, "--dry-run")
+    assert code == 0
+    said = "vLLM reads compressed-tensors integers of 4 and 8 bits in groups of -1, 32, 64 or 128"
+    if how:
+        assert f"warning: {said}" in err
+    else:
+        assert f"note: of the base while it is trained on, not of what is saved: {said}" in out
+        assert "vLLM" not in err

@@ -31,6 +31,7 @@ from quantkit.recompute import AUTO
 from quantkit.spec import DENSE_BITS
 from quantkit.training.shortage import OutOfMemoryError
 from quantkit_registry.store import default_root
+from quantkit_tools.plan_show import peak_text
 from quantkit_tools.planning import RunPlan
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def require_room(found: Foresight | None, *, force: bool) -> dict[str, Any] | No
     """
     if found is None:
         return None
-    forecast, record, expected, there = found.forecast, found.to_dict(forced=force), expected_text(found), there_text(found)
+    forecast, record, there = found.forecast, found.to_dict(forced=force), there_text(found)
+    expected = peak_text(forecast)
     say(f"memory expected at the peak ({forecast.largest.name}): {expected}; {there}{recomputed_text(found)}")
     if found.fits:
         if text := doubt(found):
@@ -123,15 +125,9 @@ def require_room(found: Foresight | None, *, force: bool) -> dict[str, Any] | No
         warn(f"memory will probably not suffice; started all the same, as force is set: {fits}")
         return record
     raise UsageError(
-        f"memory: {expected} are expected at the peak ({forecast.largest.name}), {there}: {fits}, or start all the"
-        " same with --force"
+        f"memory expected at the peak ({forecast.largest.name}): {expected}, but only {there}: {fits}, or start all the same with"
+        " --force"
     )
-
-
-def expected_text(found: Foresight) -> str:
-    """Return the peak with its interval."""
-    low, high = map(format_bytes, found.forecast.interval)
-    return f"{format_bytes(found.forecast.peak_bytes)} ({low} to {high}{_coverage(found.forecast)})"
 
 
 def there_text(found: Foresight) -> str:
@@ -239,9 +235,3 @@ def _split(run: RunPlan, processes: int) -> dict[str, Any]:
     if processes == 1:
         return {}
     return {"processes": processes, "strategy": "fsdp" if run.config.sharding == "fsdp2" else "ddp"}
-
-
-def _coverage(forecast: Forecast) -> str:
-    constants = forecast.constants
-    measured = constants.runs + constants.runs_before
-    return "" if constants.coverage is None else f", {constants.coverage:.0%} of runs by {measured} measured ones"

@@ -12,7 +12,8 @@ from quantkit.data.sources import parse_dataset
 from quantkit.errors import QuantkitError
 from quantkit.layout import counted
 from quantkit.methods import Methods
-from quantkit_tools.foresight import Foresight, advice, doubt, expected_text, foresee, recomputed_text, there_text
+from quantkit_tools.foresight import Foresight, advice, doubt, foresee, recomputed_text, there_text
+from quantkit_tools.plan_show import peak_text
 from quantkit_tools.plan_time import earlier_rate
 from quantkit_tools.planning import RunPlan
 
@@ -30,10 +31,11 @@ def show_outlook(run: RunPlan, methods: Methods) -> dict[str, Any] | None:
     if found is None:
         return None
     forecast = found.forecast
-    rows = f"if all rows have {forecast.settings.length} tokens" if data is None else f"over {counted(len(data.train), 'row')}"
+    longest = counted(forecast.settings.length, "token")
+    rows = f"if all rows have {longest}" if data is None else f"over {counted(len(data.train), 'row')}"
     say(
         f"memory expected at the peak ({forecast.largest.name}) {rows}:"
-        f" {expected_text(found)}; {there_text(found)}{recomputed_text(found)}"
+        f" {peak_text(forecast)}; {there_text(found)}{recomputed_text(found)}"
     )
     if not found.fits:
         such = "with such rows memory" if data is None else "memory"

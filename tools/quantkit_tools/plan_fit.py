@@ -14,7 +14,7 @@ from quantkit.forecasting.storage import UNPACKED
 from quantkit.methods import Methods
 from quantkit.plan import QuantizationPlan, Stage
 from quantkit_tools.plan_settings import Asked
-from quantkit_tools.plan_show import coverage, settings_text
+from quantkit_tools.plan_show import interval_text, settings_text
 
 PLACES = {"rows": "--per-device-train-batch-size", "accumulation": "--gradient-accumulation-steps", "length": "--max-length"}
 
@@ -136,7 +136,6 @@ def show_fit(question: Asked, found: FitResult, *, prefer: Preference) -> None:
     table(f"{question.shape.name} in {room}", columns, rows, caption=caption)
     say("")
     say(f"{command(found.fits[0])}", style="bold")
-    low, high = found.fits[0].forecast.interval
-    say(f"expected between {format_bytes(low)} and {format_bytes(high)} ({coverage(question.constants)})")
-    if high > found.room_bytes:
+    say(f"expected {interval_text(found.fits[0].forecast)}")
+    if found.fits[0].forecast.interval[1] > found.room_bytes:
         warn(f"the upper end of that is above {room}: memory may not suffice")

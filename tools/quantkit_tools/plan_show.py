@@ -76,12 +76,11 @@ def _items(forecast: Forecast) -> Iterable[tuple[str, int]]:
 
 
 def _summary(forecast: Forecast, time: Timing, remarks: Iterable[str], timed: bool) -> list[list[object]]:
-    settings, (low, high) = forecast.settings, forecast.interval
+    settings = forecast.settings
     step_s, run_s = time.seconds_of(settings.processes if settings.strategy in ("ddp", "fsdp") else 1)
-    peak = f"{format_bytes(forecast.peak_bytes)}, between {format_bytes(low)} and {format_bytes(high)}"
     arithmetic = f"{FASTER} (counted: {settings.arithmetic})" if timed else settings.arithmetic
     rows: list[list[object]] = [
-        ["peak", f"{peak} ({coverage(forecast.constants)})"],
+        ["peak", peak_text(forecast)],
         ["settings", settings_text(settings)],
         ["trains", f"{forecast.trained_parameters:,} parameters, computing in {arithmetic} on {settings.device}"],
         ["writes", f"{format_bytes(forecast.disk_bytes)} to disk, one checkpoint counted"],
@@ -126,12 +125,23 @@ def parameters_text(parameters: int) -> str:
 
 def settings_text(settings: RunSettings) -> str:
     """Return what of the settings decides memory, in words."""
-    parts = [f"{counted(settings.rows, 'row')} of up to {settings.length} tokens"]
+    parts = [f"{counted(settings.rows, 'row')} of up to {counted(settings.length, 'token')}"]
     parts += [f"{settings.accumulation} batches a step"] if settings.accumulation > 1 else []
     parts += [f"recompute {settings.recompute}", settings.optim]
     parts += ["activations offloaded"] if settings.offload else []
     parts += [f"{settings.processes} processes ({settings.strategy})"] if settings.processes > 1 else []
     return ", ".join(parts)
+
+
+def peak_text(forecast: Forecast) -> str:
+    """Return the peak with its interval, and how often that holds."""
+    return f"{format_bytes(forecast.peak_bytes)}, {interval_text(forecast)}"
+
+
+def interval_text(forecast: Forecast) -> str:
+    """Return between what the peak is expected, and how often that holds."""
+    low, high = map(format_bytes, forecast.interval)
+    return f"between {low} and {high} ({coverage(forecast.constants)})"
 
 
 def coverage(constants: Constants) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from quantkit.backends.vllm_rules import check_servable_activations, notes_on_weights
 from quantkit.config import RunConfig
-from quantkit.console import table, warn
+from quantkit.console import say, table, warn
 from quantkit.errors import UsageError
 from quantkit.methods import Methods, require_usable
 from quantkit.placement import check_placement, check_splitting
@@ -234,8 +235,13 @@ def announce(run: RunPlan) -> None:
         ("as", str(run.target)),
     ]
     table("Plan", ["", ""], rows)
+    merged = run.merges and not run.stored.is_quantized
+    of_the_base = (*notes_on_weights(plan.spec, run.model_config), *check_servable_activations(plan.spec)) if merged else ()
     for note in plan.notes:
-        warn(note)
+        if note in of_the_base:
+            say(f"note: of the base while it is trained on, not of what is saved: {note}")
+        else:
+            warn(note)
 
 
 def _training_dtype(run: RunPlan) -> str:
