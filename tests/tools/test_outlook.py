@@ -79,7 +79,7 @@ def test_a_rate_that_is_known_tells_the_time_of_a_step_and_of_the_run(
 ) -> None:
     from quantkit.forecasting.timing import Rate
 
-    monkeypatch.setattr(outlook, "earlier_rate", lambda _: Rate(1e9, "a rate of the test"))
+    monkeypatch.setattr(outlook.EarlierRuns, "rate", lambda *_: Rate(1e9, "a rate of the test"))
     code, out, _ = quantkit("train", *settings, "--max-length", 128, "--dry-run")
     assert code == 0
     most, rows = ("", "") if at_hand else ("at most ", ", if all rows are so long")

@@ -146,17 +146,31 @@ def test_a_group_size_that_does_not_divide_a_layer_is_a_reason_not_a_number(caps
         main([str(file), "--quant-method", "GPTQ", "--group-size", "128"])
 
 
-def test_the_rate_of_the_newest_run_here_tells_the_time(capsys, monkeypatch):
-    record = SimpleNamespace(
-        created_at="2026",
-        memory={"forecast": {"flops_per_token": 1e9, "settings": {"device": "cpu"}}},
-        training={"tokens_per_s": 200.0},
-    )
-    known = [SimpleNamespace(record=record, name="mine"), SimpleNamespace(record=None, name="foreign")]
+def run_known(name, created_at, method, kind, *, model=("llama", 3_212_749_824), device="cpu"):
+    plan = {"method": method, "adapter": {"kind": kind}}
+    model = dict(zip(("family", "parameters"), model, strict=True))
+    forecast = {"flops_per_token": 1e9, "model": model, "settings": {"device": device, "plan": plan}}
+    record = SimpleNamespace(created_at=created_at, memory={"forecast": forecast}, training={"tokens_per_s": 200.0})
+    return SimpleNamespace(record=record, name=name)
+
+
+def test_the_rate_of_the_nearest_run_here_tells_the_time_and_is_named_with_what_it_was(capsys, monkeypatch):
+    known = [
+        run_known("whole", "2026-05", "NoQuant", "NoPeft"),
+        run_known("mine", "2026-03", "QLORA", "LoRa"),
+        run_known("older", "2026-01", "QLORA", "LoRa"),
+        run_known("smaller", "2026-04", "QLORA", "LoRa", model=("llama", 134_515_008)),
+        SimpleNamespace(record=None, name="foreign"),
+        SimpleNamespace(record=SimpleNamespace(memory={"forecast": 3}, training={}, created_at="2026-06"), name="odd"),
+    ]
+    for number, source in ((0, "mine"), (1, "older"), (2, "smaller (another model)"), (3, "whole (NoQuant, NoPeft)")):
+        left = [item for item in known if item.name not in ("mine", "older", "smaller")[:number]]
+        monkeypatch.setattr("quantkit_tools.plan_time.Registry.artifacts", lambda _, left=left: left)
+        data = answered(capsys, "llama-3.2-3b", "--quant-method", "QLORA", "--device", "cpu")
+        assert data["time"]["rate_source"] == f"the rate of {source}: 200 tokens/s"
     monkeypatch.setattr("quantkit_tools.plan_time.Registry.artifacts", lambda _: known)
     data = answered(capsys, "llama-3.2-3b", "--quant-method", "QLORA", "--device", "cpu")
     assert data["time"]["tokens_per_s"] == pytest.approx(200e9 / data["flops_per_token"])
-    assert data["time"]["rate_source"] == "the rate of mine: 200 tokens/s"
     other = answered(capsys, "llama-3.2-3b", "--quant-method", "QLORA", "--device", "cuda")
     assert other["time"]["tokens_per_s"] is None
 

@@ -77,6 +77,24 @@ def test_a_kind_of_adapter_that_its_method_does_not_train_runs_as_the_one_it_doe
     assert len(asked_by_the_other.steps) == 7
 
 
+@pytest.mark.parametrize("kinds", [["LoRa", "DoRa"], ["DoRa", "LoRa"]])
+def test_a_merge_that_two_combinations_of_one_training_ask_for_is_made_once_and_not_refused(
+    kinds: list[str], write_sweep: Any
+) -> None:
+    vary = {"quant_method": ["QLORA"], "peft_config": kinds, "merge": ["kept", "dequantized", "base"]}
+    left_out = [{"peft_config": "DoRa", "merge": policy} for policy in ("kept", "base")]
+    plan = planned(write_sweep(vary=vary, exclude=left_out))
+    assert plan.refused == []
+    assert sorted((step.kind, step.policy, step.evaluated) for step in plan.steps) == [
+        ("merge", "base", True),
+        ("merge", "dequantized", True),
+        ("train", "kept", True),
+    ]
+    assert [note for note in plan.notes if "which runs once" in note and "dequantized" in note] == [
+        f"QLORA, {kinds[1]}, dequantized: the same as QLORA, {kinds[0]}, dequantized, which runs once"
+    ]
+
+
 def test_one_policy_merges_in_the_run_and_an_adapter_for_merges_only_is_not_evaluated(write_sweep: Any) -> None:
     alone = planned(write_sweep(vary={"quant_method": ["QLORA"], "merge": ["base"]}))
     assert [(step.kind, step.policy) for step in alone.steps] == [("train", "base")]

@@ -125,8 +125,8 @@ def require_room(found: Foresight | None, *, force: bool) -> dict[str, Any] | No
         warn(f"memory will probably not suffice; started all the same, as force is set: {fits}")
         return record
     raise UsageError(
-        f"memory expected at the peak ({forecast.largest.name}): {expected}, but only {there}: {fits}, or start all the same with"
-        " --force"
+        f"memory expected at the peak ({forecast.largest.name}): {expected}, but only {there}: {fits}, or start all the same"
+        " with --force"
     )
 
 

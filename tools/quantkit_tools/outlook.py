@@ -14,7 +14,7 @@ from quantkit.layout import counted
 from quantkit.methods import Methods
 from quantkit_tools.foresight import Foresight, advice, doubt, foresee, recomputed_text, there_text
 from quantkit_tools.plan_show import peak_text
-from quantkit_tools.plan_time import earlier_rate
+from quantkit_tools.plan_time import EarlierRuns
 from quantkit_tools.planning import RunPlan
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _rows_at_hand(run: RunPlan) -> "PreparedData | None":
 
 
 def _step_s(found: Foresight, *, longest: bool) -> float | None:
-    """Print and return the seconds of a step at the rate of the newest run on this kind of device; None where there is none.
+    """Print and return the seconds of a step at the rate of the nearest run on this kind of device; None where there is none.
 
     `longest`: all rows are taken to be as long as settings let them be.
     """
@@ -70,7 +70,7 @@ def _step_s(found: Foresight, *, longest: bool) -> float | None:
 
     forecast = found.forecast
     settings = forecast.settings
-    time = timing(forecast.shape, settings, earlier_rate(settings.device))
+    time = timing(forecast.shape, settings, EarlierRuns().rate(forecast.shape, settings))
     step_s, run_s = time.seconds_of(settings.processes if settings.strategy in ("ddp", "fsdp") else 1)
     if time.rate is None or step_s is None:
         return None

@@ -38,7 +38,7 @@ class PlanFlags(FileFlags):
     mean_length: float | None = None
     """Tokens of an average row, for the time; None: max_length."""
     tokens_per_s: float | None = None
-    """Tokens per second of one process, for the time; None: as the newest run on this machine had it."""
+    """Tokens per second of one process, for the time; None: as the nearest run on this machine had it."""
     measure: bool = False
     """Time one matrix product here and tell the time from it (imports torch)."""
     calibrate: bool = False

@@ -102,12 +102,22 @@ def plan_sweep(sweep: Sweep, methods: Methods) -> SweepPlan:
     planner = _Planner(plan, methods)
     if sweep.wants_base:
         planner.add_snapshot(combinations[0].config)
-    for combination in combinations:
-        planner.add(combination)
+    planner.add_all(combinations)
     if not plan.steps:
         reasons = "; ".join(dict.fromkeys(item.reason for item in plan.refused))
         raise UsageError(f"{sweep.path}: no combination can run: {reasons}")
     return plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What one combination trains, and what it makes of it."""
+
+    label: str
+    kept: RunPlan
+    """The training, its adapter kept."""
+    policies: dict[str, tuple[str, RunPlan]]
+    """Name of the artifact, or `KEPT`, → merge policy and its run."""
 
 
 class _Planner:
@@ -127,29 +137,42 @@ class _Planner:
         run = plan_run(bare, self._methods)
         self._add(self._train_step(run, "the base itself", WHOLE))
 
-    def add(self, combination: Combination) -> None:
-        """Add the steps of one combination, or say why not."""
+    def add_all(self, combinations: Sequence[Combination]) -> None:
+        """Add the steps of all combinations, or say why not.
+
+        One policy alone is a merge at the end of its run; several share a kept adapter, also where two combinations that train
+        the same ask for them.
+        """
+        rows = [row for item in combinations if (row := self._row(item)) is not None]
+        wanted: dict[str, set[str]] = {}
+        for row in rows:
+            wanted.setdefault(row.kept.config.fingerprint, set()).update(row.policies)
+        for row in rows:
+            names = wanted[row.kept.config.fingerprint]
+            if row.kept.kind == "model":
+                self._add(self._train_step(row.kept, row.label, WHOLE))
+            elif names in (set(), {KEPT}) or len(names) > 1:
+                self._add_shared(row)
+            else:
+                for policy, run in row.policies.values():
+                    self._add(self._train_step(run, f"{row.label}, {policy}", policy))
+
+    def _row(self, combination: Combination) -> _Row | None:
+        """Return what one combination trains and makes of it; None where it cannot run, which is noted."""
         label = combination.label
         try:
             kept = self._run(combination.config, KEPT)
             self._costs.check_base(kept)
         except UsageError as error:
             self._refuse(label, error)
-            return
+            return None
         if kept.config.peft_config != combination.config.peft_config:
             said = " ".join(kept.plan.notes) or f"{kept.plan.method} trains {kept.config.peft_config}"
             self._plan.notes.append(f"{label}: {said}")
-        if kept.kind == "model":
-            self._add(self._train_step(kept, label, WHOLE))
-            return
-        policies = self._possible(combination)
-        if [policy for policy, _ in policies] in ([], [KEPT]) or len(policies) > 1:
-            self._add_shared(kept, label, policies)
-        else:
-            policy, run = policies[0]
-            self._add(self._train_step(run, f"{label}, {policy}", policy))
+        return _Row(label, kept, {} if kept.kind == "model" else self._possible(combination))
 
-    def _possible(self, combination: Combination) -> list[tuple[str, RunPlan]]:
+    def _possible(self, combination: Combination) -> dict[str, tuple[str, RunPlan]]:
+        """Return name of the artifact, or `KEPT`, → policy and run."""
         found: dict[str, tuple[str, RunPlan]] = {}
         for policy in combination.policies:
             label = f"{combination.label}, {policy}"
@@ -163,18 +186,19 @@ class _Planner:
                 self._plan.notes.append(f"{label}: the same as {found[name][0]}, the base is dense")
             else:
                 found[name] = (policy, run)
-        return list(found.values())
+        return found
 
-    def _add_shared(self, kept: RunPlan, label: str, policies: Sequence[tuple[str, RunPlan]]) -> None:
+    def _add_shared(self, row: _Row) -> None:
         """Add one training, whose adapter is kept, and a merge for each policy that wants one."""
-        if not policies:
+        kept, label = row.kept, row.label
+        if not row.policies:
             return
-        asked = any(policy == KEPT for policy, _ in policies)
+        asked = KEPT in row.policies
         trained = self._train_step(kept, f"{label}, {KEPT}", KEPT)
         if not self._add(replace(trained, evaluated=asked)):
             return
         record = _record_of(kept)
-        for policy, run in policies:
+        for policy, run in row.policies.values():
             if policy == KEPT:
                 continue
             dtype = kept.config.save_dtype if policy != "requantized" else kept.base_dtype
