@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +15,7 @@ from quantkit.forecasting.sizes import least_text
 from quantkit.methods import installed_methods
 from quantkit_tools import cli
 from quantkit_tools.plan import main
+from tests.tools.plans import answered
 
 SEVENTY = DESCRIBED["meta-llama/Llama-2-70b-hf"]
 COUNTED = """
@@ -41,11 +41,6 @@ def seventy(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(SEVENTY))
     return str(file)
-
-
-def answered(capsys, *arguments, code=0):
-    assert main([*arguments, "--json"]) == code
-    return json.loads(capsys.readouterr().out)
 
 
 def counted(tmp_path, *arguments):
@@ -144,35 +139,6 @@ def test_a_group_size_that_does_not_divide_a_layer_is_a_reason_not_a_number(caps
     file.write_text(json.dumps(DESCRIBED["meta-llama/Llama-3.2-3B"] | {"hidden_size": 3040}))
     with pytest.raises(UsageError, match="group_size 128 does not divide the 3040 input columns of model"):
         main([str(file), "--quant-method", "GPTQ", "--group-size", "128"])
-
-
-def run_known(name, created_at, method, kind, *, model=("llama", 3_212_749_824), device="cpu"):
-    plan = {"method": method, "adapter": {"kind": kind}}
-    model = dict(zip(("family", "parameters"), model, strict=True))
-    forecast = {"flops_per_token": 1e9, "model": model, "settings": {"device": device, "plan": plan}}
-    record = SimpleNamespace(created_at=created_at, memory={"forecast": forecast}, training={"tokens_per_s": 200.0})
-    return SimpleNamespace(record=record, name=name)
-
-
-def test_the_rate_of_the_nearest_run_here_tells_the_time_and_is_named_with_what_it_was(capsys, monkeypatch):
-    known = [
-        run_known("whole", "2026-05", "NoQuant", "NoPeft"),
-        run_known("mine", "2026-03", "QLORA", "LoRa"),
-        run_known("older", "2026-01", "QLORA", "LoRa"),
-        run_known("smaller", "2026-04", "QLORA", "LoRa", model=("llama", 134_515_008)),
-        SimpleNamespace(record=None, name="foreign"),
-        SimpleNamespace(record=SimpleNamespace(memory={"forecast": 3}, training={}, created_at="2026-06"), name="odd"),
-    ]
-    for number, source in ((0, "mine"), (1, "older"), (2, "smaller (another model)"), (3, "whole (NoQuant, NoPeft)")):
-        left = [item for item in known if item.name not in ("mine", "older", "smaller")[:number]]
-        monkeypatch.setattr("quantkit_tools.plan_time.Registry.artifacts", lambda _, left=left: left)
-        data = answered(capsys, "llama-3.2-3b", "--quant-method", "QLORA", "--device", "cpu")
-        assert data["time"]["rate_source"] == f"the rate of {source}: 200 tokens/s"
-    monkeypatch.setattr("quantkit_tools.plan_time.Registry.artifacts", lambda _: known)
-    data = answered(capsys, "llama-3.2-3b", "--quant-method", "QLORA", "--device", "cpu")
-    assert data["time"]["tokens_per_s"] == pytest.approx(200e9 / data["flops_per_token"])
-    other = answered(capsys, "llama-3.2-3b", "--quant-method", "QLORA", "--device", "cuda")
-    assert other["time"]["tokens_per_s"] is None
 
 
 def test_a_model_known_by_name_only_and_one_that_is_quantized_already_are_said_to_be(capsys, tmp_path):
@@ -291,6 +257,8 @@ def test_tables_fit_into_narrow_and_wide_windows(width, flags, monkeypatch, caps
         (["qwen3-8b", "--tokens-per-s", "-3"], r"--tokens-per-s is -3.0; it must be positive"),
         (["qwen3-8b", "--quant-method", "SmoothQuantum"], r"no method is called 'SmoothQuantum'"),
         (["qwen3-8b", "--quant-method", "QLORA", "--peft-config", "NoPeft"], r"quantized weights carry no gradients"),
+        (["qwen3-8b", "--group-size", "many"], r"options of AWQ: group_size is 'many'"),
+        (["qwen3-8b", "--group-sizes", "64"], r"no flag is called --group-sizes. Did you mean --group-size?"),
         (["qwen3-8b", "--fits", "8GiB"], r"no flag is called --fits"),
         (["--calibrate"], r"no artifact has a forecast beside its measurement"),
     ],

@@ -13,6 +13,7 @@ from quantkit.forecasting.sizes import parse_bytes
 from quantkit.methods import installed_methods
 from quantkit_tools import plan_show
 from quantkit_tools.flags import FileFlags, parse_run_flags
+from quantkit_tools.plan_options import SharedOption, options_apart
 from quantkit_tools.plan_settings import Asked, asked, cells
 from quantkit_tools.plan_time import rate_for
 
@@ -55,6 +56,9 @@ def main(arguments: list[str]) -> int:
     alone = not any(word.startswith(("--model", "--base-model", "--base_model", "--config")) for word in words)
     if alone and not {"-h", "--help"}.intersection(words):
         words = ["--model-name-or-path", "-", *words]
+    shared: list[SharedOption] = []
+    if not (_chooses_method(words) or {"-h", "--help", "--table", "--calibrate"}.intersection(words)):
+        words, shared = options_apart(words, installed_methods(), PlanFlags)
     config, flags, _ = parse_run_flags(words, PlanFlags, verb="plan")
     if flags.json:
         console.use_stderr()
@@ -71,7 +75,7 @@ def main(arguments: list[str]) -> int:
         return show_classical(json=flags.json)
     if config.model_name_or_path == "-":
         raise UsageError("plan wants a model: quantkit plan MODEL (folder, config.json or hub id); or --table, or --calibrate")
-    question = asked(config, known=_known(flags))
+    question = asked(config, known=_known(flags), shared=shared)
     if flags.fit is not None:
         return _fit(question, flags, words)
     if not _chooses_method(words):
@@ -109,8 +113,7 @@ def _one(question: Asked, flags: PlanFlags) -> int:
         return 0
     timed = forecast.settings.device == "cpu" and config.compute_dtype == "auto"
     plan_show.show_run(forecast, time, remarks=question.remarks, timed=timed)
-    for note in plan.notes:
-        console.warn(note)
+    plan_show.tell_notes(plan, question.model_config, dense=question.saves_dense(plan))
     return 0
 
 
@@ -122,6 +125,7 @@ def _all(question: Asked, flags: PlanFlags) -> int:
                 "model": question.shape.to_dict(),
                 "device": question.device,
                 "remarks": list(question.remarks),
+                "options": [option.to_dict() for option in question.shared],
                 "cells": [
                     {
                         "method": cell.method,

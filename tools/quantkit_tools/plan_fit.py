@@ -1,8 +1,10 @@
 """`quantkit plan --fit 8GiB`: the best settings that fit, what they give up, and what else would fit."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Any
 
+from quantkit.config import SETTINGS
 from quantkit.console import Column, format_bytes, say, table, warn
 from quantkit.errors import QuantkitError
 from quantkit.forecasting.choice import least_recompute
@@ -11,10 +13,11 @@ from quantkit.forecasting.forecast import Forecast
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.sizes import least_text
 from quantkit.forecasting.storage import UNPACKED
-from quantkit.methods import Methods
-from quantkit.plan import QuantizationPlan, Stage
+from quantkit.methods import Methods, installed_methods
+from quantkit.plan import QuantizationPlan
+from quantkit_tools.plan_options import methods_of_bases
 from quantkit_tools.plan_settings import Asked
-from quantkit_tools.plan_show import interval_text, settings_text
+from quantkit_tools.plan_show import interval_text, settings_text, tell_notes
 
 PLACES = {"rows": "--per-device-train-batch-size", "accumulation": "--gradient-accumulation-steps", "length": "--max-length"}
 
@@ -85,12 +88,9 @@ def _plans(question: Asked, methods: Methods, start: QuantizationPlan) -> list[Q
     Scales that are quantized again cost no quality (arXiv:2305.14314, section 4) and come before those that are not.
     """
     found: dict[tuple[int, bool], QuantizationPlan] = {}
-    for name in (start.method, *methods.names):
-        if Stage.BASE not in methods.info(name).stages:
-            continue
-        options = question.config.method_options if name == start.method else {}
+    for name in (start.method, *methods_of_bases(methods)):
         try:
-            plan = question.plan_of(methods, name, question.adapter(), options)
+            plan = question.plan_of(methods, name, question.adapter(), question.options_of(name))
         except QuantkitError:
             continue
         spec = plan.spec
@@ -113,7 +113,16 @@ def command(fit: Fit) -> str:
     parts += [SPLIT[settings.strategy]] if settings.strategy in SPLIT else []
     parts += [f"--recompute {settings.recompute}"] if settings.recompute != "none" else []
     parts += [f"--optim {settings.optim}"] if settings.optim != (settings.plan.optim or "adamw_torch") else []
-    return " ".join([*parts, *([] if settings.merges else ["--no-merge-after-train"])])
+    return " ".join([*parts, *_option_flags(settings.plan), *([] if settings.merges else ["--no-merge-after-train"])])
+
+
+def _option_flags(plan: QuantizationPlan) -> Iterator[str]:
+    """Yield the options of a plan that are not its method's defaults, as flags."""
+    for item in fields(installed_methods().info(plan.method).options):
+        value = plan.options.get(item.name, item.default)
+        if item.name not in SETTINGS and value != item.default:
+            flag = item.name.replace("_", "-")
+            yield f"--no-{flag}" if value is False else f"--{flag}" if value is True else f"--{flag} {value}"
 
 
 def show_fit(question: Asked, found: FitResult, *, prefer: Preference) -> None:
@@ -121,8 +130,9 @@ def show_fit(question: Asked, found: FitResult, *, prefer: Preference) -> None:
     settings, room = found.wanted.settings, format_bytes(found.room_bytes)
     run = f"{settings.plan.method} {settings.adapter.label}, {settings_text(settings)}"
     say(f"asked for: {run}: {format_bytes(found.wanted.peak_bytes)}")
-    for note in settings.plan.notes:
-        warn(note)
+    for option in question.shared:
+        say(option.text)
+    tell_notes(settings.plan, question.model_config, dense=question.saves_dense(settings.plan))
     if found.least is not None:
         say(f"nothing fits into {room}: not with the shortest rows, the smallest rank and every other saving", style="bold")
         say(f"the least that was tried takes {least_text(found.least.forecast.peak_bytes)}: {command(found.least)}")

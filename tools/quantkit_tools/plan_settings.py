@@ -4,7 +4,7 @@ What `quantkit train` finds out by asking torch (GPUs, data types) is told from 
 it says so, and a flag overrides it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +25,7 @@ from quantkit.plan import AdapterPlan, PeftKind, PlanContext, QuantizationPlan, 
 from quantkit.spec import DENSE_BITS
 from quantkit_registry.store import default_root
 from quantkit_tools.methods import device_types
+from quantkit_tools.plan_options import SharedOption, methods_of_bases, options_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class Asked:
     """Fields of `RunSettings` that flags of `quantkit plan` set."""
     remarks: tuple[str, ...] = ()
     """What is to be known of the model's description."""
+    shared: tuple[SharedOption, ...] = ()
+    """Options that were set for all methods that know them."""
 
     def plan_of(self, methods: Methods, method: str, adapter: AdapterPlan, options: Mapping[str, Any]) -> QuantizationPlan:
         """Return a method's plan for an adapter.
@@ -62,6 +65,14 @@ class Asked:
         plan = methods.plan(method, options, context)
         check_groups(plan.spec, self.shape)
         return plan
+
+    def options_of(self, method: str) -> Mapping[str, Any]:
+        """Return the options that a method was asked for; where none were, it has its defaults."""
+        return self.config.method_options if method == self.config.quant_method else options_of(self.shared, method)
+
+    def saves_dense(self, plan: QuantizationPlan) -> bool:
+        """Return whether a run of this plan folds its adapters into dense weights."""
+        return self.config.merge_after_train and self.config.merge != "requantized" and plan.adapter.kind != "NoPeft"
 
     def settings(self, plan: QuantizationPlan, methods: Methods) -> RunSettings:
         """Return what a forecast of this plan reads."""
@@ -104,7 +115,7 @@ class Cell:
         return self.kind if self.forecast is None else self.forecast.settings.adapter.kind
 
 
-def asked(config: RunConfig, *, known: Mapping[str, Any]) -> Asked:
+def asked(config: RunConfig, *, known: Mapping[str, Any], shared: Iterable[SharedOption] = ()) -> Asked:
     """Return what is asked about.
 
     Raises:
@@ -113,7 +124,8 @@ def asked(config: RunConfig, *, known: Mapping[str, Any]) -> Asked:
     device = device_types()[0] if config.device == "auto" else config.device.partition(":")[0]
     data, file = read_config(config.model_name_or_path, revision=config.revision)
     shape = read_shape(config.model_name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    return Asked(config, shape, device, data, constants_for(device, default_root()), known, tuple(_remarks(data, file)))
+    constants = constants_for(device, default_root())
+    return Asked(config, shape, device, data, constants, known, tuple(_remarks(data, file)), tuple(shared))
 
 
 def _remarks(data: Mapping[str, Any], file: Path | None) -> Iterator[str]:
@@ -130,17 +142,14 @@ def _remarks(data: Mapping[str, Any], file: Path | None) -> Iterator[str]:
 def cells(question: Asked, methods: Methods) -> list[Cell]:
     """Return every method that works on a base with every kind of adapter, options as asked or the method's defaults."""
     found = []
-    for name in methods.names:
-        if Stage.BASE not in methods.info(name).stages:
-            continue
-        options = question.config.method_options if name == question.config.quant_method else {}
-        found += [_cell(question, methods, name, kind, options) for kind in get_args(PeftKind)]
+    for name in methods_of_bases(methods):
+        found += [_cell(question, methods, name, kind) for kind in get_args(PeftKind)]
     return found
 
 
-def _cell(question: Asked, methods: Methods, name: str, kind: PeftKind, options: Mapping[str, Any]) -> Cell:
+def _cell(question: Asked, methods: Methods, name: str, kind: PeftKind) -> Cell:
     try:
-        plan = question.plan_of(methods, name, question.adapter(kind), options)
+        plan = question.plan_of(methods, name, question.adapter(kind), question.options_of(name))
         note = "" if plan.adapter.kind == kind else " ".join(plan.notes) or f"{name} trains {plan.adapter.kind}"
         return Cell(name, kind, question.forecast(plan, methods), note=note)
     except QuantkitError as error:

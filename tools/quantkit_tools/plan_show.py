@@ -1,16 +1,17 @@
 """How is a forecast shown? The moments of the run, what the largest of them is made of, and what follows from it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
-from quantkit.console import Column, format_bytes, format_duration, say, table
+from quantkit.backends.vllm_rules import check_servable_activations, notes_on_weights
+from quantkit.console import Column, format_bytes, format_duration, say, table, warn
 from quantkit.forecasting.constants import GIB, MIB, Constants
 from quantkit.forecasting.folding import streaming_bytes
 from quantkit.forecasting.forecast import Forecast
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.timing import Timing
 from quantkit.layout import counted
-from quantkit.plan import PEFT_KINDS, PeftKind
+from quantkit.plan import PEFT_KINDS, PeftKind, QuantizationPlan
 from quantkit_tools.plan_settings import Asked, Cell
 
 MOMENTS = {
@@ -133,6 +134,16 @@ def settings_text(settings: RunSettings) -> str:
     return ", ".join(parts)
 
 
+def tell_notes(plan: QuantizationPlan, model_config: Mapping[str, Any], *, dense: bool) -> None:
+    """Print a plan's notes; those on who serves its weights are no warning where the model that is saved is `dense`."""
+    of_the_base = (*notes_on_weights(plan.spec, model_config), *check_servable_activations(plan.spec)) if dense else ()
+    for note in plan.notes:
+        if note in of_the_base:
+            say(f"note: of the base while it is trained on, not of what is saved: {note}")
+        else:
+            warn(note)
+
+
 def peak_text(forecast: Forecast) -> str:
     """Return the peak with its interval, and how often that holds."""
     return f"{format_bytes(forecast.peak_bytes)}, {interval_text(forecast)}"
@@ -173,8 +184,8 @@ def show_cells(question: Asked, found: list[Cell]) -> None:
     )
     for line in _caption(question, found):
         say(line, style="dim")
-    for note in dict.fromkeys(cell.note for cell in found if cell.note):
-        say(note)
+    for text in (*(option.text for option in question.shared), *dict.fromkeys(cell.note for cell in found if cell.note)):
+        say(text)
     if reasons:
         table("Not possible", ["what", "why"], [[_which(cells), reason] for reason, cells in reasons.items()])
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from quantkit.backends.vllm_rules import check_servable_activations, notes_on_weights
 from quantkit.config import RunConfig
-from quantkit.console import say, table, warn
+from quantkit.console import table
 from quantkit.errors import UsageError
 from quantkit.methods import Methods, require_usable
 from quantkit.placement import check_placement, check_splitting
@@ -21,7 +20,7 @@ from quantkit.training.recompute import check_recompute
 from quantkit_registry.names import ArtifactName, format_name
 from quantkit_registry.records import Parent
 from quantkit_registry.store import root_of
-from quantkit_tools.plan_show import FASTER
+from quantkit_tools.plan_show import FASTER, tell_notes
 
 MERGES = {
     "dequantized": "into the dequantized base that the adapter was trained on",
@@ -235,13 +234,7 @@ def announce(run: RunPlan) -> None:
         ("as", str(run.target)),
     ]
     table("Plan", ["", ""], rows)
-    merged = run.merges and not run.stored.is_quantized
-    of_the_base = (*notes_on_weights(plan.spec, run.model_config), *check_servable_activations(plan.spec)) if merged else ()
-    for note in plan.notes:
-        if note in of_the_base:
-            say(f"note: of the base while it is trained on, not of what is saved: {note}")
-        else:
-            warn(note)
+    tell_notes(plan, run.model_config, dense=run.merges and not run.stored.is_quantized)
 
 
 def _training_dtype(run: RunPlan) -> str:
