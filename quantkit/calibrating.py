@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.calibration import Calibration
 from quantkit.data import prepare_data
 from quantkit.errors import UsageError
-from quantkit.gate import GateText
+from quantkit.gate import PROMPTS, GateText
 
 if TYPE_CHECKING:
     from quantkit.data import PreparedData
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 UNCUT = 1 << 30
 GATE_ROW = 256
 """Tokens of a row that the result is judged on."""
-PROMPTS = 4
-"""Prompts that are answered greedily, to see whether the result still writes language."""
 LARGEST_SHARE = 0.25
 """The most of a source that is held back to judge on, where no evaluation rows are named."""
 

@@ -3,11 +3,12 @@
 Four numbers on held-out text: the perplexity ratio (what it costs on average), the mean KL divergence and top-1 agreement
 (how often it says something else), and the share of greedy answers that are empty or loop. Each method has limits by bits;
 beyond one the artifact is marked. Perplexity alone misses a model that no longer stops, agreement alone one that is unsure.
+A share of a few answers may be luck: its rise marks only if its interval says so, too, as evaluation's marks do.
 """
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ KL_POSITIONS = 1024
 LEAST = -65504.0
 """The smallest log-probability that float16 holds."""
 ANSWER_TOKENS = 40
+PROMPTS = 16
+"""Prompts that are answered, at once. Where no answer of the source is broken, 7 broken ones mark; of 4, only all would."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +89,8 @@ class Behaviour:
     """Likeliest next token, `[positions]`."""
     log_probabilities: "Tensor"
     """float16 `[KL_POSITIONS or fewer, vocabulary]`."""
-    broken: int | None
-    """Greedy answers that are empty or loop; None where no answer could be asked for."""
+    broken: tuple[bool, ...] | None
+    """Whether each greedy answer is empty or loops; None where none was asked for, or none could be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,25 +105,46 @@ class GateMeasures:
     broken_source: float | None
     """Share of the source model's greedy answers that are empty or loop."""
     broken: float | None
+    answers: int = 0
+    """Prompts that both were asked."""
+    broken_rise_low: float | None = None
+    """Lower bound of the 95 % interval of the rise from `broken_source` to `broken`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
         return asdict(self)
 
     def __str__(self) -> str:
-        broken = "" if self.broken is None else f", {self.broken:.0%} of answers broken (source {self.broken_source:.0%})"
+        broken = "" if self.broken is None else f", {self.broken:.0%} of {self.answers} answers broken"
+        broken += "" if self.broken is None else f" (source {self.broken_source:.0%})"
         return (
             f"perplexity {self.perplexity:.3f} (source {self.perplexity_source:.3f}, ×{self.perplexity_ratio:.3f}),"
             f" mean KL {self.mean_kl:.3g}, top-1 agreement {self.top1_agreement:.1%}{broken}"
         )
 
 
-def observe(model: Any, tokenizer: Any, text: GateText) -> Behaviour:
-    """Return what a model does on held-out text; logits of one row exist at a time.
+def observe(model: Any, tokenizer: Any, text: GateText, *, answers: bool = True) -> Behaviour:
+    """Return what a model does on held-out text, its prompts left aside without `answers`; logits of one row exist at a time.
 
     Raises:
         VerificationError: its loss is not finite.
     """
+    from quantkit.backends.unpacked import holding_unpacked
+
+    with holding_unpacked(model):
+        seen = _observe(model, text)
+        return replace(seen, broken=_broken(model, tokenizer, text)) if answers else seen
+
+
+def answered(seen: Behaviour, model: Any, tokenizer: Any, text: GateText) -> Behaviour:
+    """Return what `observe` saw without answers, with them."""
+    from quantkit.backends.unpacked import holding_unpacked
+
+    with holding_unpacked(model):
+        return replace(seen, broken=_broken(model, tokenizer, text))
+
+
+def _observe(model: Any, text: GateText) -> Behaviour:
     import torch
 
     positions = sum(len(row) - 1 for row in text.rows)
@@ -140,23 +164,29 @@ def observe(model: Any, tokenizer: Any, text: GateText) -> Behaviour:
     model.train(was_training)
     if not math.isfinite(nll):
         raise VerificationError("the loss on held-out text is not finite; the model's weights are broken")
-    return Behaviour(nll, torch.cat(top1), torch.cat(kept), _broken(model, tokenizer, text.prompts))
+    return Behaviour(nll, torch.cat(top1), torch.cat(kept), None)
 
 
 def compare(source: Behaviour, other: Behaviour, text: GateText) -> GateMeasures:
     """Return how far `other` is from `source`, both observed on this text."""
-    positions, prompts = len(source.top1), len(text.prompts)
+    from quantkit.evaluation.measures import newcombe_interval
+
+    positions = sum(len(row) - 1 for row in text.rows)
+    pairs = list(zip(other.broken, source.broken, strict=True)) if source.broken and other.broken else []
+    n, now, before = len(pairs), sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+    both = sum(a and b for a, b in pairs)
     p, q = (item.log_probabilities.float().clamp(min=LEAST) for item in (source, other))
     kl = (p.exp() * (p - q)).sum(-1).mean()
-    counted = None not in (source.broken, other.broken) and prompts > 0
     return GateMeasures(
         perplexity_source=_exp(source.nll / positions),
         perplexity=_exp(other.nll / positions),
         perplexity_ratio=_exp((other.nll - source.nll) / positions),
         mean_kl=max(0.0, float(kl)),
         top1_agreement=float((source.top1 == other.top1).float().mean()),
-        broken_source=(source.broken or 0) / prompts if counted else None,
-        broken=(other.broken or 0) / prompts if counted else None,
+        broken_source=before / n if n else None,
+        broken=now / n if n else None,
+        answers=n,
+        broken_rise_low=newcombe_interval(both, now - both, before - both, n)[0] if n else None,
     )
 
 
@@ -169,26 +199,49 @@ def judge(measures: GateMeasures, limits: GateLimits) -> list[str]:
         reasons.append(f"mean KL is {measures.mean_kl:.3g} nats, above {limits.max_kl:g}")
     if not measures.top1_agreement >= limits.min_top1:
         reasons.append(f"top-1 agreement is {measures.top1_agreement:.1%}, below {limits.min_top1:.0%}")
-    if measures.broken is not None and measures.broken - (measures.broken_source or 0) > limits.max_broken_rise:
+    if _rises(measures, limits):
         reasons.append(
-            f"{measures.broken:.0%} of greedy answers are empty or loop, {measures.broken_source:.0%} of the source's"
+            f"{measures.broken:.0%} of {measures.answers} greedy answers are empty or loop,"
+            f" {measures.broken_source:.0%} of the source's"
         )
     return reasons
 
 
-def _broken(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> int | None:
-    """Return how many greedy answers are empty or loop; None where the model knows no end of an answer."""
+def untold(measures: GateMeasures, limits: GateLimits) -> str | None:
+    """Return why the answers could not have marked a model, whatever they were; None where they could."""
+    from quantkit.evaluation.measures import newcombe_interval
+
+    n = measures.answers
+    if not n:
+        return "no answer was asked for: no token ends one, or no prompt leaves room for one"
+    before = round((measures.broken_source or 0.0) * n)
+    worst = replace(measures, broken=1.0, broken_rise_low=newcombe_interval(before, n - before, 0, n)[0])
+    if _rises(worst, limits):
+        return None
+    return f"with {n} of them, {before} of the source's empty or looping, even a model that breaks all could be luck"
+
+
+def _rises(measures: GateMeasures, limits: GateLimits) -> bool:
+    """Whether the share of broken answers rises by more than the limit, and by its interval by half of it."""
+    if measures.broken is None or measures.broken_rise_low is None:
+        return False
+    rise = measures.broken - (measures.broken_source or 0.0)
+    return rise > limits.max_broken_rise and 2 * measures.broken_rise_low > limits.max_broken_rise
+
+
+def _broken(model: Any, tokenizer: Any, text: GateText) -> tuple[bool, ...] | None:
+    """Return whether each greedy answer is empty or loops; None where the model knows no end of an answer."""
     from quantkit.evaluation.degeneration import is_repetitive
     from quantkit.evaluation.generation import context_length, generate
 
-    fitting = [prompt for prompt in prompts if len(prompt) + ANSWER_TOKENS <= context_length(model)]
+    fitting = [prompt for prompt in text.prompts if len(prompt) + ANSWER_TOKENS <= context_length(model)]
     try:
         answers = generate(
-            model, tokenizer, fitting, batch_size=8, max_new_tokens=ANSWER_TOKENS, title="answers on held-out prompts"
+            model, tokenizer, fitting, batch_size=PROMPTS, max_new_tokens=ANSWER_TOKENS, title="answers on held-out prompts"
         )
     except UsageError:
         return None
-    return sum(not answer.text or is_repetitive(answer.tokens) for answer in answers)
+    return tuple(not answer.text or is_repetitive(answer.tokens) for answer in answers)
 
 
 def _exp(nats: float) -> float:

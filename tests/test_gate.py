@@ -5,8 +5,21 @@ import copy
 import pytest
 import torch
 
+from quantkit import gate
 from quantkit.errors import VerificationError
-from quantkit.gate import DEFAULT_LIMITS, GateLimits, GateMeasures, GateText, compare, judge, limits_for, observe
+from quantkit.gate import (
+    DEFAULT_LIMITS,
+    Behaviour,
+    GateLimits,
+    GateMeasures,
+    GateText,
+    answered,
+    compare,
+    judge,
+    limits_for,
+    observe,
+    untold,
+)
 
 ROWS = tuple(tuple(range(3 + at, 43 + at)) for at in range(4))
 TEXT = GateText(ROWS, (tuple(range(3, 13)),), "counting")
@@ -18,6 +31,8 @@ GOOD = GateMeasures(
     top1_agreement=0.95,
     broken_source=0.0,
     broken=0.0,
+    answers=16,
+    broken_rise_low=0.0,
 )
 
 
@@ -74,7 +89,7 @@ def test_a_broken_model_is_an_error(model, tokenizer):
         ({"perplexity_ratio": float("nan")}, "perplexity is nan times the source's, above 1.5"),
         ({"mean_kl": 0.7}, "mean KL is 0.7 nats, above 0.5"),
         ({"top1_agreement": 0.5}, "top-1 agreement is 50.0%, below 70%"),
-        ({"broken": 0.5}, "50% of greedy answers are empty or loop, 0% of the source's"),
+        ({"broken": 0.5, "broken_rise_low": 0.2}, "50% of 16 greedy answers are empty or loop, 0% of the source's"),
     ],
 )
 def test_what_is_beyond_a_limit_is_said(changes, said):
@@ -90,3 +105,42 @@ def test_limits_are_the_methods_own_else_those_of_its_bits():
     assert limits_for(3, own) is DEFAULT_LIMITS[3]
     assert limits_for(6) is DEFAULT_LIMITS[4]
     assert limits_for(4).with_changes(max_kl=9.0, min_top1=None).max_kl == 9.0
+
+
+def seen_broken(count: int, of: int) -> Behaviour:
+    same = torch.zeros(sum(len(row) - 1 for row in ROWS), dtype=torch.long)
+    return Behaviour(1.0, same, torch.zeros(4, 4), tuple(at < count for at in range(of)))
+
+
+@pytest.mark.parametrize(
+    ("broken", "source", "answers", "marked"),
+    [(3, 0, 4, False), (4, 0, 4, True), (6, 0, 16, False), (7, 0, 16, True), (16, 12, 16, False)],
+)
+def test_a_share_of_few_answers_marks_only_where_its_interval_says_so_too(broken, source, answers, marked):
+    measures = compare(seen_broken(source, answers), seen_broken(broken, answers), TEXT)
+    assert measures.answers == answers
+    assert bool(judge(measures, DEFAULT_LIMITS[4])) is marked
+
+
+def test_answers_that_could_mark_no_model_are_said_to_be_left_out():
+    for answers, source, said in [
+        (16, 0, None),
+        (4, 0, None),
+        (2, 0, "with 2 of them, 0 of the source's empty or looping, even a model that breaks all could be luck"),
+        (16, 12, "with 16 of them, 12 of the source's empty or looping"),
+        (0, 0, "no answer was asked for: no token ends one, or no prompt leaves room for one"),
+    ]:
+        measures = compare(seen_broken(source, answers), seen_broken(source, answers), TEXT)
+        found = untold(measures, DEFAULT_LIMITS[4])
+        assert found is None if said is None else found.startswith(said)
+
+
+def test_answers_are_asked_only_when_wanted_and_may_be_asked_later(model, tokenizer, monkeypatch):
+    seen = observe(model, tokenizer, TEXT, answers=False)
+    assert seen.broken is None
+    assert compare(seen, seen, TEXT).broken is None
+    later = answered(seen, model, tokenizer, TEXT)
+    assert later.broken == observe(model, tokenizer, TEXT).broken
+    assert len(later.broken) == 1
+    monkeypatch.setattr(gate, "ANSWER_TOKENS", 1 << 20)  # no prompt leaves room for so many
+    assert answered(seen, model, tokenizer, TEXT).broken == ()

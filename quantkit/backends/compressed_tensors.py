@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.backends.compressed_layout import quantization_config, storage_format
-from quantkit.backends.emission import checked_layers
+from quantkit.backends.emission import StoredLinear, checked_layers
 from quantkit.backends.facts import LayerFacts, dtype_name
 from quantkit.errors import UsageError, VerificationError
 from quantkit.files import read_json
@@ -32,23 +32,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class PackedLinear(nn.Linear):
+class PackedLinear(StoredLinear):
     """A linear layer whose parameters are those of the compressed-tensors format.
 
     Weights only (`pack-quantized`): `weight_packed` int32 `[out, ceil(in·bits/32)]`, `weight_scale` `[out, groups]`,
     `weight_shape` int64 `[2]` and, if asymmetric, `weight_zero_point` int32 `[ceil(out·bits/32), groups]`.
     8-bit weights and activations (`int-quantized`): `weight` int8 `[out, in]`, `weight_scale`, `weight_zero_point` int8.
     8-bit floating point (`float-quantized`): `weight` float8_e4m3fn `[out, in]`, `weight_scale`. See `storage_format`.
-    Each forward pass unpacks anew; gradients flow to the input only. To train or merge, take `dense_layer` instead.
+    To merge, take `dense_layer` instead.
     """
 
-    facts: LayerFacts
     weight_scale: Tensor
     weight_packed: Tensor
 
     def __init__(self, quantized: QuantizedWeight, bias: nn.Parameter | None, *, activations_bits: int | None = None) -> None:
-        nn.Module.__init__(self)
-        self.out_features, self.in_features = quantized.codes.shape
+        outputs, inputs = quantized.codes.shape
         tensors = {"weight_scale": quantized.scale}
         if _storage_of(quantized, activations_bits) == "pack-quantized":
             tensors["weight_packed"] = pack_compressed_tensors(quantized.codes, quantized.bits)
@@ -59,10 +57,7 @@ class PackedLinear(nn.Linear):
             tensors["weight"] = quantized.codes
             if quantized.zero_point is not None:
                 tensors["weight_zero_point"] = quantized.zero_point
-        for name, tensor in tensors.items():
-            self.register_parameter(name, nn.Parameter(tensor.to(quantized.codes.device), requires_grad=False))
-        self.register_parameter("bias", bias)
-        self.facts = LayerFacts(
+        facts = LayerFacts(
             format="compressed-tensors",
             weights_bits=quantized.bits,
             weights_dtype=quantized.weights_dtype,
@@ -70,6 +65,8 @@ class PackedLinear(nn.Linear):
             symmetric=quantized.zero_point is None,
             activations_bits=activations_bits,
         )
+        parts = {name: tensor.to(quantized.codes.device) for name, tensor in tensors.items()}
+        super().__init__(facts, (outputs, inputs), parts, bias)
 
     def quantized(self) -> QuantizedWeight:
         """Return the weight that the parameters hold."""
@@ -86,11 +83,7 @@ class PackedLinear(nn.Linear):
         """Return input · Wᵀ + b, the input rounded per token first when activations are quantized."""
         if self.facts.activations_bits is not None:
             input = round_inputs(input, self.facts)
-        return nn.functional.linear(input, self.quantized().dequantize().to(input.dtype), self.bias)
-
-    def extra_repr(self) -> str:
-        """Return sizes and facts for `print(model)`."""
-        return f"{self.in_features}, {self.out_features}, {self.facts}"
+        return super().forward(input)
 
 
 def _storage_of(quantized: QuantizedWeight, activations_bits: int | None) -> str:

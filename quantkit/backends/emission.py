@@ -1,9 +1,8 @@
 """What do layers have in common whose weights are codes, scales and zero points under a checkpoint format's own names?
 
-The GPTQ and AWQ formats differ in how words are packed and agree in everything else: which layers may be stored
-(compressed-tensors asks the same, `checked_layers`), that the layer in memory computes what the checkpoint's loaders do, and
-that it can say what it holds. The other way, a dense model in memory and packing while saving, lets memory and disk differ
-without anyone noticing.
+The formats differ in how words are packed and agree in everything else: which layers may be stored (`checked_layers`), that
+the layer in memory computes what the checkpoint's loaders do, and that it can say what it holds. The other way, a dense model
+in memory and packing while saving, lets memory and disk differ without anyone noticing.
 """
 
 from collections.abc import Mapping
@@ -23,10 +22,13 @@ if TYPE_CHECKING:
 class StoredLinear(nn.Linear):
     """A linear layer whose parameters are the tensors that a checkpoint format stores.
 
-    Each forward pass unpacks anew; gradients flow to the input only. To train, unpack it (`quantkit.backends.unpacked`).
+    Each forward pass unpacks anew; gradients flow to the input only. To train, unpack it, and for many passes hold what it
+    unpacks to (`quantkit.backends.unpacked`).
     """
 
     facts: LayerFacts
+    held: Tensor | None = None
+    """Its weight `[out, in]`, dequantized for a while."""
 
     def __init__(
         self, facts: LayerFacts, shape: tuple[int, int], tensors: Mapping[str, Tensor], bias: nn.Parameter | None
@@ -44,7 +46,8 @@ class StoredLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input · Wᵀ + b."""
-        return nn.functional.linear(input, self.quantized().dequantize().to(input.dtype), self.bias)
+        weight = self.quantized().dequantize() if self.held is None else self.held
+        return nn.functional.linear(input, weight.to(input.dtype), self.bias)
 
     def extra_repr(self) -> str:
         """Return sizes and facts for `print(model)`."""

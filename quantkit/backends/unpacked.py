@@ -3,8 +3,12 @@
 Packed layers have no weight that PEFT could attach adapters to, and a library's own unpacked layers no longer tell what
 they are. An `UnpackedLinear` holds the dequantized weight beside its scales: gradients pass, and measuring it checks that
 every value still is a level of its grid. Believing the folder a model was loaded from would miss a base changed in memory.
+
+To run a model as it is packed, many times, no layer changes: `holding_unpacked` lets each hold its dense weight meanwhile.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -12,13 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.backends.compressed_tensors import round_inputs, stored_layers
+from quantkit.backends.emission import StoredLinear
 from quantkit.backends.facts import LayerFacts
+from quantkit.console import format_bytes, say
 from quantkit.errors import VerificationError
 from quantkit.files import read_json
+from quantkit.memory import free_bytes
 from quantkit.numerics.grids import QuantizedWeight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+HELD_SHARE = 0.5
+"""Share of the free memory that the weights of a packed model may take while they are held dense."""
 
 
 @runtime_checkable
@@ -97,6 +107,32 @@ def unpack_model(model: Any) -> Any:
         if isinstance(module, Packed):
             model.set_submodule(name, UnpackedLinear(module.quantized(), module.bias, module.facts))
     return model
+
+
+@contextmanager
+def holding_unpacked(model: Any) -> Iterator[None]:
+    """Let every packed layer of a model hold its dequantized weight meanwhile: same numbers, without unpacking in each pass.
+
+    Where memory does not hold them, a line says so and each pass unpacks, as ever.
+    """
+    from quantkit.layers import linear_layers
+
+    packed = [module for module in linear_layers(model).values() if isinstance(module, StoredLinear)]
+    needed = sum(module.in_features * module.out_features for module in packed) * model.dtype.itemsize
+    if needed > HELD_SHARE * (free := free_bytes(str(model.device))):
+        say(
+            f"packed weights are unpacked at every token, which is slow: unpacked once they take {format_bytes(needed)}, and"
+            f" {format_bytes(free)} are free"
+        )
+        packed = []
+    try:
+        with torch.no_grad():
+            for module in packed:
+                module.held = module.quantized().dequantize()
+        yield
+    finally:
+        for module in packed:
+            module.held = None
 
 
 def mark_unpacked(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":

@@ -6,9 +6,10 @@ from torch import nn
 
 from quantkit.backends import dense_layer, layer_facts
 from quantkit.backends.compressed_tensors import compress_model
-from quantkit.backends.unpacked import UnpackedLinear, mark_unpacked, unpack_model
+from quantkit.backends.unpacked import UnpackedLinear, holding_unpacked, mark_unpacked, unpack_model
 from quantkit.errors import VerificationError
-from quantkit.numerics.grids import UniformGrid, quantize
+from quantkit.layers import linear_layers
+from quantkit.numerics.grids import QuantizedWeight, UniformGrid, quantize
 
 LAYER = "model.layers.1.mlp.up_proj"
 IDS = torch.arange(40).reshape(2, 20)
@@ -22,8 +23,6 @@ def load(folder, dtype="bfloat16"):
 
 
 def packed(tiny_model, bits=4, group_size=32, symmetric=True, activations_bits=None):
-    from quantkit.layers import linear_layers
-
     model = load(tiny_model)
     grid = UniformGrid(bits, group_size, symmetric)
     layers = {name: quantize(layer.weight.data, grid) for name, layer in linear_layers(model).items()}
@@ -51,6 +50,34 @@ def test_activations_stay_rounded_and_gradients_pass_the_rounding(tiny_model):
         values = torch.randn(3, 128, dtype=torch.bfloat16, requires_grad=True)
         model.get_submodule(LAYER)(values).sum().backward()
     assert bool(values.grad.all())
+
+
+@pytest.mark.parametrize("grid", [*GRIDS, (8, -1, True, 8)])
+@torch.no_grad()
+def test_weights_held_for_a_while_are_unpacked_once_and_change_no_logit(grid, tiny_model, monkeypatch):
+    model = packed(tiny_model, *grid)
+    before, unpacked, dequantize = model(IDS).logits, [], QuantizedWeight.dequantize
+    monkeypatch.setattr(QuantizedWeight, "dequantize", lambda weight: unpacked.append(weight) or dequantize(weight))
+    with holding_unpacked(model):
+        assert torch.equal(model(IDS).logits, before)
+        assert torch.equal(model(IDS).logits, before)
+        assert len(unpacked) == len(linear_layers(model))
+    assert all(layer.held is None for layer in linear_layers(model).values())
+    assert torch.equal(model(IDS).logits, before)
+    assert len(unpacked) == 2 * len(linear_layers(model))
+
+
+@torch.no_grad()
+def test_weights_that_memory_does_not_hold_are_unpacked_in_each_pass_and_a_line_says_so(tiny_model, monkeypatch, capsys):
+    model = packed(tiny_model)
+    before = model(IDS).logits
+    monkeypatch.setattr("quantkit.backends.unpacked.free_bytes", lambda _: 1 << 10)
+    with holding_unpacked(model):
+        assert all(layer.held is None for layer in linear_layers(model).values())
+        assert torch.equal(model(IDS).logits, before)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "packed weights are unpacked at every token, which is slow: unpacked once they take" in printed
+    assert "1.0 KiB are free" in printed
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from quantkit import gate
 from quantkit_registry.records import read_record
 from quantkit_registry.store import Registry
 from quantkit_tools.cli import run_verb
@@ -115,6 +116,35 @@ def test_the_artifact_is_judged_twice_verified_and_evaluated(
     again = Path(read_json("quantize", *flags[:6], *flags[8:], "--dst", tmp_path / "again" / NAME)["artifact"])
     assert again == tmp_path / "again" / NAME  # an explicit folder
     assert weights(again) == weights(made)
+
+
+def test_prompts_are_answered_by_the_model_loaded_again_or_in_memory_where_it_is_not(
+    flags: list[object], read_json: Any, quantkit: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answering: list[str] = []
+    ask = gate._broken
+
+    def asked(model: Any, *rest: Any) -> Any:
+        answering.append(type(model.model.layers[0].mlp.up_proj).__name__)
+        return ask(model, *rest)
+
+    monkeypatch.setattr(gate, "_broken", asked)
+    flags[flags.index("--gate-tokens") + 1] = 4096
+    found = read_record(Path(read_json("quantize", *flags)["artifact"])).verification["gate"]
+    assert answering == ["Linear", "Linear"]  # the source, and what a plain load makes of the folder
+    assert found["in_memory"]["broken"] is None
+    assert found["reloaded"]["answers"] == found["text"]["prompts"]
+    answering.clear()
+    monkeypatch.setattr("quantkit_tools.quantizing.making.free_bytes", lambda _: 1)
+    code, _, err = quantkit("quantize", *flags, "--overwrite")
+    assert code == 0
+    assert "loading again: not done: it needs" in err
+    (made,) = Registry(tmp_path / "artifacts").artifacts()
+    assert made.record is not None
+    found = made.record.verification["gate"]
+    assert found["reloaded"] is None
+    assert found["in_memory"]["answers"] == found["text"]["prompts"]
+    assert answering == ["Linear", "PackedLinear"]
 
 
 def test_a_model_beyond_the_limits_is_saved_marked_and_exit_3(flags: list[object], quantkit: Any, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Which steps turn a dense model into a quantized artifact? The same for `quantkit quantize` and for the base of a run.
 
 Observe the source on held-out text, quantize block by block, judge, write, load plainly, judge again, commit. Judging only
-in memory would miss what the format or the loader changes; loading the source a second time would double the time.
+in memory would miss what the format or the loader changes; loading the source a second time would double the time. Prompts
+are answered once, by the model that was loaded again: it is what users get, and must predict what the one in memory does.
 """
 
 import gc
@@ -100,12 +101,13 @@ def make_quantized(making: Making, texts: Texts, tokenizer: Any, methods: Method
     with memory.stage("quantize"):
         model, blocks = _quantize(making, model, texts, methods)
     with memory.stage("judge"):
-        observed = gate.observe(model, tokenizer, texts.held_out)
+        observed = gate.observe(model, tokenizer, texts.held_out, answers=False)
     in_memory = gate.compare(reference, observed, texts.held_out)
     console.say(f"quantized against source: {in_memory}")
     model = store_dense_as(model, making.dtype, lm_head_dtype=_other_head(making))
 
     def verify(folder: Path) -> dict[str, Any]:
+        measured_here = in_memory
         with memory.stage("load again and judge"):
             found = _judge_again(
                 making,
@@ -115,15 +117,22 @@ def make_quantized(making: Making, texts: Texts, tokenizer: Any, methods: Method
                 behaviours=(reference, observed),
                 methods=methods,
             )
-        measures = found.pop("measures", None)
-        reasons = gate.judge(measures or in_memory, making.limits)
+            measures = found.pop("measures", None)
+            if measures is None:
+                answered = gate.answered(observed, model, tokenizer, texts.held_out)
+                measured_here = gate.compare(reference, answered, texts.held_out)
+                console.say(f"in memory against source: {measured_here}")
+        judged = measures or measured_here
+        reasons = gate.judge(judged, making.limits)
+        if said := gate.untold(judged, making.limits):
+            console.say(f"answers are not judged: {said}")
         return {
             "gate": {
                 "outcome": "failed" if reasons else "passed",
                 "reasons": reasons,
                 "limits": asdict(making.limits),
                 "text": texts.held_out.to_dict(),
-                "in_memory": in_memory.to_dict(),
+                "in_memory": measured_here.to_dict(),
                 "reloaded": None if measures is None else measures.to_dict(),
             },
             **found,
