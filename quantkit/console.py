@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -31,6 +31,7 @@ __all__ = [
     "format_bytes",
     "format_duration",
     "has_colour",
+    "live_lines",
     "progress",
     "say",
     "say_marked",
@@ -164,6 +165,29 @@ def progress(title: str, total: int, *, unit: str = "", even: bool = True) -> It
                 yield _Bar(bars, title, total, unit, even)
         finally:
             globals()["_live"] = None
+
+
+@contextmanager
+def live_lines() -> Iterator[Callable[[Sequence[str]], None]]:
+    """Yield what shows lines below all that is printed, in place of those before; on a terminal only."""
+    console = _console(_to_stderr)
+    if _live is not None or not console.is_terminal or console.is_dumb_terminal:
+        yield lambda _: None
+        return
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TextColumn
+    from rich.table import Column as RichColumn
+
+    whole = RichColumn(no_wrap=True, overflow="ellipsis")
+    column = TextColumn("{task.description}", style="dim", markup=False, table_column=whole)
+    shown = RichProgress(column, console=console, transient=True, redirect_stderr=sys.stderr.isatty())
+    task = shown.add_task("", total=None)
+    globals()["_live"] = shown
+    try:
+        with shown:
+            yield lambda lines: shown.update(task, description="\n".join(map(printable, lines)), refresh=True)
+    finally:
+        globals()["_live"] = None
 
 
 def _bars(console: "Console") -> "RichProgress":

@@ -239,6 +239,25 @@ with console.progress("train", 3, unit="steps") as outer:
     assert not any(line.startswith("evaluate") for line in lines[-3:])
 
 
+def test_live_lines_take_each_others_place_on_a_terminal_and_a_log_gets_none(capsys):
+    script = """
+with console.live_lines() as show:
+    show(["[1/2] train: 3/10 steps", "[2/2] " + 200 * "x"])
+    console.say("first done")
+    show(["[2/2] train: 5/10 steps"])
+"""
+    received = on_terminal(script, 80)
+    lines = lines_of(received.replace("\r", "\n"))
+    assert max(map(len, lines)) <= 80
+    for text in ("[1/2] train: 3/10 steps", "[2/2] xxx", "[2/2] train: 5/10 steps"):
+        assert any(line.startswith(text) for line in lines), received
+    assert sum(line.strip() == "first done" for line in lines) == 1
+    assert lines[-1].strip() == ""
+    with console.live_lines() as show:
+        show(["train: 3/10 steps"])
+    assert capsys.readouterr().out == ""
+
+
 def test_folding_prefers_the_joints_of_a_name():
     assert fold(NAME, 40).split("\n") == ["Qwen3-0.6B-openmath_SFT_LoRa256_QLORA_", "w4_headbf16_mergedbf16"]
     assert fold("x" * 25, 10).split("\n") == ["x" * 10, "x" * 10, "x" * 5]

@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from quantkit import console
 from quantkit_tools import sweep_running
 from quantkit_tools.sweep_commands import jobs, slurm_script, write_runs
 from quantkit_tools.sweep_journal import Standing
@@ -52,6 +54,24 @@ def test_a_step_that_fails_costs_itself_and_its_merges_only(
     assert "failed before: no verb is called" in journal_of(plan).standing(plan.steps[1 + (base not in outcome.failed)]).detail
     outcome = run_with(plan, monkeypatch, {"kept": bad, "base": good, "dequantized": good})
     assert outcome.failed[base] == f"its adapter {kept} was not made"
+
+
+def test_which_run_of_how_many_started_and_its_log_are_said_and_a_terminal_follows_the_log(
+    write_sweep: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(console, "live_lines", lambda: nullcontext(shown.extend))
+    plan = planned(write_sweep(vary={"quant_method": ["QLORA"], "merge": ["kept", "base"]}))
+    talks = ["no-such-verb"]
+    run_with(plan, monkeypatch, {"kept": ["--help"], "base": talks})
+    printed = capsys.readouterr().out
+    for number, step in enumerate(plan.steps, start=1):
+        log = plan.work / "logs" / f"{step.name}.log"
+        assert f"[{number}/2] {step.kind} {step.name} (log: {log})" in printed.splitlines()
+        assert sweep_running._last_line(log) == log.read_text().strip().splitlines()[-1].strip()
+    assert {"[1/2] starting"} <= set(shown)
+    (tmp := plan.work / "long.log").write_text("x\n" * 5000 + "train: 3/10 steps\n\n")
+    assert sweep_running._last_line(tmp) == "train: 3/10 steps"
 
 
 def test_what_another_process_is_at_is_waited_for(

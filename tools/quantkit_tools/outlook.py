@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.console import format_duration, say, warn
 from quantkit.data.sources import parse_dataset
 from quantkit.errors import QuantkitError
+from quantkit.forecasting.timing import Timing, timing
 from quantkit.layout import counted
 from quantkit.methods import Methods
 from quantkit_tools.foresight import Foresight, advice, doubt, foresee, recomputed_text, there_text
@@ -38,12 +39,23 @@ def show_outlook(run: RunPlan, methods: Methods) -> dict[str, Any] | None:
         f" {peak_text(forecast)}; {there_text(found)}{recomputed_text(found)}"
     )
     if not found.fits:
-        such = "with such rows memory" if data is None else "memory"
-        warn(f"{such} will not suffice, and the run would be refused: {advice(found, found.room_bytes)}")
+        warn(f"{'with such rows ' * (data is None)}{refusal(found)}")
     elif text := doubt(found):
         warn(text)
     told = {"fits": found.fits, "rows": None if data is None else len(data.train)}
-    return found.to_dict(forced=False) | told | {"step_s": _step_s(found, longest=data is None)}
+    return found.to_dict(forced=False) | told | {"step_s": _step_s(found, EarlierRuns(run.target.parent), longest=data is None)}
+
+
+def refusal(found: Foresight) -> str:
+    """Return that a run would be refused for its memory, and what fits."""
+    return f"memory will not suffice, and the run would be refused: {advice(found, found.room_bytes)}"
+
+
+def timing_of(found: Foresight, earlier: EarlierRuns) -> tuple[Timing, float | None, float | None]:
+    """Return the time of a run at the rate of the nearest earlier one, in seconds a step and of all its steps."""
+    settings = found.forecast.settings
+    time = timing(found.forecast.shape, settings, earlier.rate(found.forecast.shape, settings))
+    return time, *time.seconds_of(settings.processes if settings.strategy in ("ddp", "fsdp") else 1)
 
 
 def _rows_at_hand(run: RunPlan) -> "PreparedData | None":
@@ -61,17 +73,13 @@ def _rows_at_hand(run: RunPlan) -> "PreparedData | None":
         return None
 
 
-def _step_s(found: Foresight, *, longest: bool) -> float | None:
+def _step_s(found: Foresight, earlier: EarlierRuns, *, longest: bool) -> float | None:
     """Print and return the seconds of a step at the rate of the nearest run on this kind of device; None where there is none.
 
     `longest`: all rows are taken to be as long as settings let them be.
     """
-    from quantkit.forecasting.timing import timing
-
-    forecast = found.forecast
-    settings = forecast.settings
-    time = timing(forecast.shape, settings, EarlierRuns().rate(forecast.shape, settings))
-    step_s, run_s = time.seconds_of(settings.processes if settings.strategy in ("ddp", "fsdp") else 1)
+    settings = found.forecast.settings
+    time, step_s, run_s = timing_of(found, earlier)
     if time.rate is None or step_s is None:
         return None
     steps = counted(settings.steps or 0, "step")

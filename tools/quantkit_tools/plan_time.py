@@ -5,15 +5,17 @@ of the same model, then the newest. The newest alone was tried: of a run that tr
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from quantkit.errors import QuantkitError
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
 from quantkit.forecasting.timing import Rate, Timing, measured_rate, rate_of_tokens, timing
-from quantkit_registry.store import Artifact, Registry
+from quantkit_registry.store import Artifact, Registry, default_root
 from quantkit_tools.plan_settings import Asked
 
 
@@ -43,7 +45,10 @@ class _Run:
 
 
 class EarlierRuns:
-    """The runs of the registry that kept a forecast, read once, when they are first asked for."""
+    """The runs of the registry, and of `folder`, that kept a forecast, read once, when they are first asked for."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folders = list(dict.fromkeys([default_root(), *([folder] if folder else [])]))
 
     def rate(self, shape: ModelShape, settings: RunSettings) -> Rate | None:
         """Return the rate of the run nearest to this one, and in what that was another; None where none is known."""
@@ -64,10 +69,10 @@ class EarlierRuns:
     @cached_property
     def _runs(self) -> Sequence[_Run]:
         """The newest first."""
-        try:
-            known = Registry().artifacts()
-        except QuantkitError:
-            return []
+        known: list[Artifact] = []
+        for folder in self._folders:
+            with suppress(QuantkitError):
+                known += Registry(folder).artifacts()
         dated = [(item.record.created_at, run) for item in known if item.record is not None and (run := _run_of(item))]
         return [run for _, run in sorted(dated, key=lambda pair: pair[0], reverse=True)]
 

@@ -17,7 +17,10 @@ from quantkit.layout import counted
 from quantkit_tools.small_flags import read_small_flags
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from quantkit_tools.sweep_journal import Journal
+    from quantkit_tools.sweep_outlook import Expected
     from quantkit_tools.sweep_planning import SweepPlan
     from quantkit_tools.sweep_running import Outcome
 
@@ -53,6 +56,7 @@ def main(arguments: list[str]) -> int:
     from quantkit.sweeping import read_sweep
     from quantkit_tools.sweep_evaluation import evaluation_words
     from quantkit_tools.sweep_journal import Journal
+    from quantkit_tools.sweep_outlook import forecasts
     from quantkit_tools.sweep_planning import plan_sweep
     from quantkit_tools.sweep_shared import refuse_hopeless
 
@@ -61,18 +65,20 @@ def main(arguments: list[str]) -> int:
     methods = installed_methods()
     plan = plan_sweep(sweep, methods)
     journal = Journal(plan.work, plan.root)
-    refuse_hopeless(plan, journal, methods)
-    announce(plan, journal)
+    forecast = forecasts(plan, refuse_hopeless(plan, journal, methods), methods)
+    announce(plan, journal, forecast)
     if flags.dry_run:
         if flags.json:
-            console.emit_json(described(plan, journal))
+            console.emit_json(described(plan, journal, forecast))
         return 0
     if flags.emit:
         return emit(flags, plan, journal)
-    return carry_out(flags, plan, journal, words)
+    return carry_out(flags, plan, journal, words, forecast)
 
 
-def carry_out(flags: Flags, plan: "SweepPlan", journal: "Journal", words: list[str] | None) -> int:
+def carry_out(
+    flags: Flags, plan: "SweepPlan", journal: "Journal", words: list[str] | None, forecast: "Mapping[str, Expected]"
+) -> int:
     """Run what is left, evaluate what is there, report; return the exit code."""
     from quantkit_tools.sweep_commands import write_runs
     from quantkit_tools.sweep_evaluation import evaluate, report
@@ -92,25 +98,31 @@ def carry_out(flags: Flags, plan: "SweepPlan", journal: "Journal", words: list[s
         code = max(code, 1 if outcome.failed else 0, VerificationError.exit_code if outcome.marked else 0)
     if flags.json:
         said = {"done": sorted(outcome.done), "failed": outcome.failed, "marked": outcome.marked, "report": page}
-        console.emit_json(described(plan, journal) | said | {"exit_code": code})
+        console.emit_json(described(plan, journal, forecast) | said | {"exit_code": code})
     return code
 
 
-def announce(plan: "SweepPlan", journal: "Journal") -> None:
+def announce(plan: "SweepPlan", journal: "Journal", forecast: "Mapping[str, Expected]") -> None:
     """Print the steps in their order, what they take, and what is left out."""
+    from quantkit_tools.sweep_outlook import Expected, expected
+
     rows = []
     left_s: list[float | None] = []
     blocked = 0
+    shortages: dict[str, list[str]] = {}
+    rates: dict[str, None] = {}
     for number, step in enumerate(plan.steps, start=1):
         standing = journal.standing(step)
-        expected_s, peak = (None, None) if standing.state == "done" else journal.expected(step)
-        left_s += [expected_s] if standing.state == "to do" else []
+        takes = Expected() if standing.state == "done" else expected(step, journal, forecast)
+        if takes.refused and standing.state == "to do":
+            shortages.setdefault(takes.refused, []).append(step.name)
+        rates |= {takes.rate: None} if takes.rate else {}
+        left_s += [takes.time_s] if standing.state == "to do" else []
         blocked += standing.state == "in the way"
         state = f"{standing.state}\n{standing.detail}" if standing.detail else standing.state
-        time = None if expected_s is None else console.format_duration(expected_s)
+        time = None if takes.time_s is None else console.format_duration(takes.time_s)
         disk = console.format_bytes(step.disk_bytes)
-        peak = peak or step.memory_bytes
-        memory = None if peak is None else console.format_bytes(peak)
+        memory = None if takes.memory_bytes is None else console.format_bytes(takes.memory_bytes)
         rows.append([number, step.kind, step.name, step.label, disk, memory, time, state])
     columns: list[str | console.Column] = [
         console.Column("#", "right"),
@@ -123,7 +135,7 @@ def announce(plan: "SweepPlan", journal: "Journal") -> None:
         "state",
     ]
     known = [time for time in left_s if time is not None]
-    total = console.format_duration(sum(known)) if known else "unknown: no run of this sweep has ended yet"
+    total = console.format_duration(sum(known)) if known else "unknown: no run here has ended yet"
     unknown = f", without {counted(len(left_s) - len(known), 'step')} never measured" if 0 < len(known) < len(left_s) else ""
     caption = (
         f"about {console.format_bytes(plan.disk_bytes)} on disk under {plan.root}; time left, one at a time: {total}{unknown}"
@@ -135,15 +147,21 @@ def announce(plan: "SweepPlan", journal: "Journal") -> None:
         console.table("Refused", ["combination", "why"], [[item.label, item.reason] for item in plan.refused])
     for note in plan.notes:
         console.say(note)
+    for rate in rates:
+        console.say(f"times of trainings are forecast by {rate}")
+    for text, names in shortages.items():
+        console.warn(f"{', '.join(names)}: {text}")
     if plan.excluded:
         console.say(f"{plan.excluded} left out by exclude")
 
 
-def described(plan: "SweepPlan", journal: "Journal") -> dict[str, Any]:
+def described(plan: "SweepPlan", journal: "Journal", forecast: "Mapping[str, Expected]") -> dict[str, Any]:
     """Return the plan as plain JSON data."""
+    from quantkit_tools.sweep_outlook import expected
+
     steps = []
     for step in plan.steps:
-        standing = journal.standing(step)
+        standing, takes = journal.standing(step), expected(step, journal, forecast)
         steps.append(
             {
                 "name": step.name,
@@ -153,9 +171,9 @@ def described(plan: "SweepPlan", journal: "Journal") -> dict[str, Any]:
                 "needs": step.needs,
                 "evaluated": step.evaluated,
                 "disk_bytes": step.disk_bytes,
-                "memory_bytes": step.memory_bytes,
+                "memory_bytes": takes.memory_bytes,
                 "measured_memory_bytes": journal.expected(step)[1],
-                "time_s": journal.expected(step)[0],
+                "time_s": takes.time_s,
                 "state": standing.state,
                 "detail": standing.detail or None,
             }

@@ -119,12 +119,16 @@ class Journal:
         """Return the lock of a step; whoever works on it holds it."""
         return Lock(self._locks / f"{step.name}.lock")
 
-    def expected(self, step: Step) -> tuple[float | None, int | None]:
-        """Return mean seconds and largest memory in bytes of the finished steps most like this one; None where none ended."""
+    def expected(self, step: Step, *, alike: bool = False) -> tuple[float | None, int | None]:
+        """Return mean seconds and largest memory in bytes of the finished steps most like this one; None where none ended.
+
+        Those are of its method and merge policy, or, unless it is to be `alike`, where there are none, any of its kind.
+        """
         done = [entry for entry in self._entries() if entry.outcome == "done" and entry.kind == step.kind]
-        alike = [entry for entry in done if entry.method == step.config.quant_method and entry.policy == step.policy]
-        times = [entry.duration_s for entry in alike or done]
-        peaks = [entry.peak_rss_bytes for entry in alike or done if entry.peak_rss_bytes is not None]
+        same = [entry for entry in done if entry.method == step.config.quant_method and entry.policy == step.policy]
+        found = same if same or alike else done
+        times = [entry.duration_s for entry in found]
+        peaks = [entry.peak_rss_bytes for entry in found if entry.peak_rss_bytes is not None]
         return sum(times) / len(times) if times else None, max(peaks, default=None)
 
     def _data(self, step: Step) -> str | None:

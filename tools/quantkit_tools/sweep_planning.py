@@ -44,7 +44,9 @@ class Step:
     disk_bytes: int = 0
     """About what it leaves on disk."""
     memory_bytes: int | None = None
-    """What comparing a merge takes at most; None: not known before it was measured."""
+    """What comparing a merge takes at most; None: `sweep_outlook` tells it, or nothing does before it was measured."""
+    run: RunPlan | None = field(default=None, compare=False, repr=False)
+    """Of a training: what it will do."""
 
     @property
     def asks_for(self) -> dict[str, Any]:
@@ -225,6 +227,7 @@ class _Planner:
             name=run.name,
             target=run.target,
             config=run.config,
+            run=run,
             policy=policy,
             label=label,
             after=first if shared else None,

@@ -27,6 +27,8 @@ from quantkit_tools.verb_process import command_line, why_ended
 LOOK_EVERY_S = 0.2
 MARKED = 3
 """Exit code of a run whose artifact is there, and marked."""
+TAIL_BYTES = 4096
+"""As much of a log's end is read for its last line."""
 THREADS = "OMP_NUM_THREADS"
 
 
@@ -47,6 +49,8 @@ class Outcome:
 @dataclass(slots=True)
 class _Running:
     step: Step
+    number: str
+    """`[3/7]`: the third of seven that started."""
     process: "subprocess.Popen[bytes]"
     lock: Lock
     log: Path
@@ -66,12 +70,13 @@ class Runner:
 
     def run(self) -> Outcome:
         """Run until nothing is left, or a signal comes; processes then save what they have and are waited for."""
-        with _signals():
+        with _signals(), console.live_lines() as show:
             try:
                 while self._waiting or self._running:
                     before = len(self._waiting) + len(self._running)
                     self._start_ready()
                     self._running = [item for item in self._running if not self._ended(item)]
+                    show([f"{item.number} {_last_line(item.log)}" for item in self._running])
                     if len(self._waiting) + len(self._running) == before:
                         time.sleep(LOOK_EVERY_S)
             except KeyboardInterrupt:
@@ -114,7 +119,8 @@ class Runner:
         self._waiting.remove(step)
         log = self._plan.work / "logs" / f"{step.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        console.say(f"[{len(self._plan.steps) - len(self._waiting)}/{len(self._plan.steps)}] {step.kind} {step.name}")
+        number = f"[{len(self._plan.steps) - len(self._waiting)}/{len(self._plan.steps)}]"
+        console.say(f"{number} {step.kind} {step.name} (log: {log})")
         with log.open("wb") as stream:
             process = subprocess.Popen(
                 command_line(command_of(self._plan, step)),
@@ -125,7 +131,7 @@ class Runner:
                 pass_fds=(lock.handle,),
                 start_new_session=True,
             )
-        self._running.append(_Running(step, process, lock, log, time.monotonic()))
+        self._running.append(_Running(step, number, process, lock, log, time.monotonic()))
 
     def _ended(self, item: _Running) -> bool:
         code = item.process.poll()
@@ -161,6 +167,14 @@ class Runner:
                 item.process.wait()
         for item in self._running:
             self._ended(item)
+
+
+def _last_line(log: Path) -> str:
+    """Return the last line that a process has printed so far."""
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        lines = stream.read().decode(errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "starting")
 
 
 def _error_of(log: Path, code: int) -> str:

@@ -8,7 +8,7 @@ logs. Where runs differ in them, those that can work do, and the others are list
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit.config import RunConfig
 from quantkit.doctor.places import read_places
@@ -17,6 +17,9 @@ from quantkit.methods import Methods
 from quantkit_tools.sweep_journal import Journal
 from quantkit_tools.sweep_planning import Refused, SweepPlan
 from quantkit_tools.sweep_running import left_to_do
+
+if TYPE_CHECKING:
+    from quantkit.data import PreparedData
 
 MODEL = ("model_name_or_path", "revision", "trust_remote_code")
 ROWS = (
@@ -27,16 +30,16 @@ ROWS = (
 """Settings that decide what is read, and what preflight says of it."""
 
 
-def refuse_hopeless(plan: SweepPlan, journal: Journal, methods: Methods) -> None:
-    """Take steps out of a plan whose model or rows cannot be trained on, and say why.
+def refuse_hopeless(plan: SweepPlan, journal: Journal, methods: Methods) -> "dict[str, PreparedData]":
+    """Take steps out of a plan whose model or rows cannot be trained on, and say why; return name → rows of the trainings left.
 
     Raises:
         UsageError: that is all trainings, or their artifacts cannot be written; each setting with its reason.
     """
     left = [step for step in left_to_do(plan, journal) if step.kind == "train" and journal.standing(step).state == "to do"]
     if not left:
-        return
-    seen: dict[tuple[Any, ...], str] = {}
+        return {}
+    seen: dict[tuple[Any, ...], str | PreparedData | None] = {}
     faults = {step.name: text for step in left if (text := _fault(step.config, methods, seen))}
     trainings = [step for step in plan.steps if step.kind == "train" and step.config.dataset_name is not None]
     said = [] if read_places(plan.root)[0].writable else [f"output_dir {plan.root}: nothing can be written there"]
@@ -45,39 +48,45 @@ def refuse_hopeless(plan: SweepPlan, journal: Journal, methods: Methods) -> None
     if said:
         raise UsageError(f"{plan.sweep.path}: no run can start: {'; '.join(said)}")
     _take_out(plan, faults)
+    found = {step.name: seen.get(_key(step.config, ROWS)) for step in left if step.name not in faults}
+    return {name: rows for name, rows in found.items() if rows is not None and not isinstance(rows, str)}
 
 
-def _fault(config: RunConfig, methods: Methods, seen: dict[tuple[Any, ...], str]) -> str:
-    """Return which setting of a run has which fault; what runs have in common is looked at once, and kept in `seen`."""
+def _fault(config: RunConfig, methods: Methods, seen: "dict[tuple[Any, ...], str | PreparedData | None]") -> str:
+    """Return which setting of a run has which fault; faults or rows that runs have in common are kept in `seen`."""
     from quantkit.modeling import refuse_unreadable
 
     def weights() -> None:
         refuse_unreadable(Path(config.model_name_or_path).expanduser())
 
-    def rows() -> None:
-        _read(config, methods)
+    def rows() -> "PreparedData | None":
+        return _read(config, methods)
 
     for names, field, look in ((MODEL, MODEL[0], weights), (ROWS, "dataset_name", rows)):
-        key = tuple(repr(getattr(config, name)) for name in names)
+        key = _key(config, names)
         if key not in seen:
             try:
-                look()
-                seen[key] = ""
+                seen[key] = look()
             except QuantkitError as error:
                 seen[key] = f"{field} {getattr(config, field)}: {error}"
-        if seen[key]:
-            return seen[key]
+        if isinstance(fault := seen[key], str):
+            return fault
     return ""
 
 
-def _read(config: RunConfig, methods: Methods) -> None:
-    """Read and check a run's rows as the run itself will; print what is noticed."""
+def _key(config: RunConfig, names: tuple[str, ...]) -> tuple[Any, ...]:
+    return (names, *(repr(getattr(config, name)) for name in names))
+
+
+def _read(config: RunConfig, methods: Methods) -> "PreparedData | None":
+    """Read and check a run's rows as the run itself will, and return them; print what is noticed."""
     from quantkit_tools import stages
     from quantkit_tools.planning import plan_run
 
-    if config.dataset_name is not None:
-        run = plan_run(config, methods)
-        stages.prepare_rows(run, stages.load_tokenizer(run))
+    if config.dataset_name is None:
+        return None
+    run = plan_run(config, methods)
+    return stages.prepare_rows(run, stages.load_tokenizer(run))
 
 
 def _take_out(plan: SweepPlan, faults: Mapping[str, str]) -> None:
