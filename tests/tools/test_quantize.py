@@ -148,9 +148,11 @@ def test_prompts_are_answered_by_the_model_loaded_again_or_in_memory_where_it_is
 
 
 def test_a_model_beyond_the_limits_is_saved_marked_and_exit_3(flags: list[object], quantkit: Any, tmp_path: Path) -> None:
+    flags[flags.index("--gate-tokens") + 1] = 16  # of one document
     code, out, err = quantkit("quantize", *flags, "--bits", 2, "--max-kl", "0.0001", "--min-top1", "0.999", "--json")
     assert code == 3
     assert "is marked: mean KL is" in err
+    assert "answers are not judged: with 1 of them, " in " ".join(err.split())
     assert json.loads(out)["gate"]["outcome"] == "failed"
     (entry,) = Registry(tmp_path / "artifacts").artifacts()
     assert entry.record is not None
