@@ -37,7 +37,7 @@ class GateLimits:
     min_top1: float
     """Smallest share of positions whose likeliest token is the source model's."""
     max_broken_rise: float = 0.3
-    """By how much the share of answers that are empty or loop may rise; marks where its interval lies beyond half of it, too."""
+    """How far the share of answers that are empty or loop may rise; a rise marks if its interval lies beyond half of this."""
 
     def with_changes(self, **changes: float | None) -> "GateLimits":
         """Return a copy with the fields replaced that are given."""
