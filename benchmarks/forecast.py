@@ -2,13 +2,13 @@
 
     python benchmarks/forecast.py [--quick] [--json FILE] [--shapes NAME …] [--calibration FILE] [--at-once N] [--fresh]
 
-Runs of two steps on models with random weights, each by `quantkit train` in a process of its own. The forecast is made of
-configuration and row lengths before weights are read, and stands with the peak, the kernel's own mark of the training stage, in
-the record of the artifact; it is read from there. Memory that the libraries take anyway is part of both numbers, as it is of
-what must fit; the error above it is printed beside. Constants (that memory, and the allocator's share) are fitted on two
-shapes and judged on the other two; `--calibration` writes those fitted on all of them, as quantkit ships them. `--fresh` starts
-each run anew instead of forking it. `--quick` makes two runs on small models: it proves that this runs. Exit code 3 when a goal
-is lost.
+Runs of two steps on models with random weights, of 16 where rows differ in length, each by `quantkit train` in a process of its
+own. The forecast is made of configuration and row lengths before weights are read, and stands with the peak, the kernel's own
+mark of the training stage, in the record of the artifact; it is read from there. Memory that the libraries take anyway is part
+of both numbers, as it is of what must fit; the error above it is printed beside. Constants (that memory, and the allocator's
+share) are fitted on two shapes and judged on the others, and the other way round; `--calibration` writes those fitted on all of
+them, as quantkit ships them. `--fresh` starts each run anew instead of forking it. `--quick` makes two runs on small models: it
+proves that this runs. Exit code 3 when a goal is lost.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from forecast_cases import FITTED_ON
 from goals import Goal
 
 MEDIAN, WITHIN, SHARE, FEWEST = 0.05, 0.10, 0.90, 40
+CONSTANTS = ("process_bytes", "cpu_slack", "compiled_bytes", "varied_bytes")
 WORST = 8
 """Rows of the worst runs that are printed."""
 FOLDING = {"observe": "observe adapter", "merge": "merge", "compare": "compare"}
@@ -21,7 +22,7 @@ FOLDING = {"observe": "observe adapter", "merge": "merge", "compare": "compare"}
 
 def judged(found: Sequence[dict[str, Any]], *, quick: bool, calibration: Path | None) -> dict[str, Any]:
     """Add forecast, measurement and errors to the runs; return summaries, and the constants of each fit."""
-    from quantkit.forecasting.learning import fit, write_calibration
+    from quantkit.forecasting.learning import expected, fit, write_calibration
     from quantkit.forecasting.measured import read_measured
 
     good = [item for item in found if "error" not in item]
@@ -41,17 +42,15 @@ def judged(found: Sequence[dict[str, Any]], *, quick: bool, calibration: Path | 
     constants = {}
     for half, other in (("fitted", "others"), ("others", "fitted")):
         learnt = fit([run for _, run in halves[half]], "cpu", source=f"the benchmark's runs on {half} shapes")
-        constants[half] = {name: getattr(learnt, name) for name in ("process_bytes", "varied_bytes", "cpu_slack")}
+        constants[half] = {name: getattr(learnt, name) for name in CONSTANTS}
         for item, run in halves[other]:
-            beyond = learnt.process_bytes + learnt.varied_bytes * run.varied
-            item["held_out_bytes"] = beyond + round((1 + learnt.cpu_slack) * run.counted_bytes)
+            item["held_out_bytes"] = round(expected(run, learnt))
     everything = fit([run for _, run in runs], "cpu", source=_source(found))
     if calibration is not None:
         write_calibration(calibration, "cpu", everything)
     items = [item for item, _ in runs]
     return {
-        "constants": constants
-        | {"all": {key: getattr(everything, key) for key in ("process_bytes", "cpu_slack", "low", "high")}},
+        "constants": constants | {"all": {key: getattr(everything, key) for key in (*CONSTANTS, "low", "high")}},
         "held_out": summary(items, "held_out_bytes"),
         "held_out_by_shape": {
             shape: summary([item for item in items if item["shape"] == shape], "held_out_bytes")
@@ -78,13 +77,16 @@ def summary(items: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
 
 def merges(items: Sequence[Mapping[str, Any]], constants: Any) -> dict[str, dict[str, int]]:
     """Return forecast and measurement of the stages in which adapters were folded in and judged."""
+    from quantkit.forecasting.moments import JUDGING, Moment
+
     found = {}
     for item in items:
         stages = {stage["stage"]: stage["peak_rss_bytes"] for stage in item["memory"]["stages"]}
-        moments = {moment["name"]: moment["size_bytes"] for moment in item["memory"]["forecast"]["moments"]}
-        for moment, stage in FOLDING.items():
-            if stage in stages and moment in moments:
-                expected = constants.process_bytes + round((1 + constants.cpu_slack) * moments[moment])
+        moments = {moment["name"]: Moment(moment["name"], moment["items"]) for moment in item["memory"]["forecast"]["moments"]}
+        for name, stage in FOLDING.items():
+            if stage in stages and name in moments:
+                counted = moments[name].size_bytes + round(constants.cpu_slack * moments[name].passing_bytes)
+                expected = constants.process_bytes + counted + (constants.compiled_bytes if name in JUDGING else 0)
                 found[f"{item['name']}: {stage}"] = {"measured_bytes": stages[stage], "forecast_bytes": expected}
     return found
 
@@ -148,7 +150,7 @@ def show(result: Mapping[str, Any]) -> None:
 
 def _training_bytes(forecast: Mapping[str, Any]) -> int:
     """Return the forecast of the training stage, with everything."""
-    from quantkit.forecasting.forecast import TRAINING
+    from quantkit.forecasting.moments import TRAINING
 
     return max(int(moment["total_bytes"]) for moment in forecast["moments"] if moment["name"] in TRAINING)
 
@@ -159,6 +161,6 @@ def _source(found: Sequence[Mapping[str, Any]]) -> str:
 
     shapes = len({item["shape"] for item in found})
     return (
-        f"fitted to {len(found)} runs on {shapes} models of 40 to 112 M parameters ({platform.machine()} CPU,"
+        f"fitted to {len(found)} runs on {shapes} models of 40 to 135 M parameters ({platform.machine()} CPU,"
         f" benchmarks/forecast.py, {datetime.now(UTC).date().isoformat()})"
     )

@@ -9,7 +9,8 @@ counted (libraries, allocators, CUDA's context) stands in `constants`, each with
 """
 
 from quantkit.forecasting.constants import CONSTANTS, Constants
-from quantkit.forecasting.forecast import Forecast, Moment, forecast_run
+from quantkit.forecasting.forecast import Forecast, forecast_run
+from quantkit.forecasting.moments import Moment
 from quantkit.forecasting.reading import read_shape
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import LinearShape, ModelShape

@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 from quantkit.forecasting.activations import has_mlps
 from quantkit.forecasting.constants import Constants
-from quantkit.forecasting.forecast import STEP, Forecast, forecast_run
+from quantkit.forecasting.forecast import Forecast, forecast_run
+from quantkit.forecasting.moments import STEP
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
 from quantkit.forecasting.timing import flops_per_token

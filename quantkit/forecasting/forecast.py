@@ -30,28 +30,12 @@ from quantkit.forecasting.items import (
     workspace,
     written_bytes,
 )
+from quantkit.forecasting.moments import COMPUTING, JUDGING, STEP, TRAINING, Moment
 from quantkit.forecasting.optimizers import optimizer_states
 from quantkit.forecasting.parallel import described, of_each_device
 from quantkit.forecasting.settings import RunSettings
 from quantkit.forecasting.shape import ModelShape
 from quantkit.forecasting.timing import flops_per_token
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """What lives at one moment of a run: name → bytes."""
-
-    name: str
-    items: Mapping[str, int]
-
-    @property
-    def size_bytes(self) -> int:
-        """Return the sum."""
-        return sum(self.items.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {"name": self.name, "items": dict(self.items), "size_bytes": self.size_bytes}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +59,7 @@ class Forecast:
     @property
     def largest(self) -> Moment:
         """Return the moment of the peak."""
-        return max(self.moments, key=lambda moment: moment.size_bytes)
+        return max(self.moments, key=self.total)
 
     def moment(self, name: str) -> Moment:
         """Return a moment by its name."""
@@ -84,23 +68,32 @@ class Forecast:
     @property
     def training(self) -> Moment:
         """Return the largest moment of training."""
-        return max((moment for moment in self.moments if moment.name in TRAINING), key=lambda moment: moment.size_bytes)
+        return max((moment for moment in self.moments if moment.name in TRAINING), key=self.total)
 
     def total(self, moment: Moment) -> int:
         """Return a moment's bytes with libraries, context and what allocators hold beyond: resident, or taken of a GPU."""
-        return self.beyond + moment.size_bytes + round(self.slack * moment.size_bytes)
+        return self.beyond + self.computing(moment) + moment.size_bytes + self.held(moment)
 
-    @property
-    def slack(self) -> float:
-        """Return the share that the device's allocator holds beyond what is allocated."""
-        return self.constants.cpu_slack if self.settings.device == "cpu" else self.constants.cuda_slack
+    def held(self, moment: Moment) -> int:
+        """Return the bytes that the device's allocator holds beyond what is allocated."""
+        if self.settings.device == "cpu":
+            return round(self.constants.cpu_slack * moment.passing_bytes)
+        return round(self.constants.cuda_slack * moment.size_bytes)
 
     @property
     def beyond(self) -> int:
         """Return the bytes of libraries or of a GPU's context."""
         if self.settings.device != "cpu":
             return self.constants.cuda_context_bytes
-        return self.constants.process_bytes + (self.constants.varied_bytes if self.settings.varied else 0)
+        return self.constants.process_bytes
+
+    def computing(self, moment: Moment) -> int:
+        """Return the bytes that a CPU process takes besides while it computes: compiled products, the heap's holes."""
+        if self.settings.device != "cpu":
+            return 0
+        compiles = self.settings.arithmetic == "bfloat16" and moment.name in (*COMPUTING, *JUDGING)
+        compiled = self.constants.compiled_bytes if compiles else 0
+        return compiled + (self.constants.varied_bytes if self.settings.varied and moment.name in COMPUTING else 0)
 
     @property
     def allocated_bytes(self) -> int:
@@ -142,12 +135,6 @@ class Forecast:
             "disk_bytes": self.disk_bytes,
             "notes": list(self.notes),
         }
-
-
-STEP = ("start", "loss", "backward", "step")
-"""The moments before the first step and in each."""
-TRAINING = ("start", "trial", *STEP[1:], "end")
-"""The moments of a run's training stage."""
 
 
 def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants = CONSTANTS) -> Forecast:

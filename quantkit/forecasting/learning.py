@@ -1,15 +1,16 @@
 """What do the runs of a machine teach its next forecast?
 
 Bytes are counted; libraries, allocators and fragmentation are not, and differ between machines. On a CPU they are a line over
-the counted bytes (what the process takes anyway, and a share beyond what is counted), and what rows of different lengths take
-besides; on a GPU, the share that the allocator reserves beyond. The shipped constants are what is believed before the first
-run, with the spread in `SPREADS`; each run moves them by what it is worth beside that belief, so one run neither replaces
-sixty nor is ignored. Runs far off count by a bounded amount. Fitting to a machine's own runs alone, the alternative, made
-forecasts worse until some ten of them were there. The interval is the range in which the runs' forecasts, each made without
-that run, were off; while runs are few, what the shipped interval says stands in for the missing ones.
+the counted bytes (what the process takes anyway, and a share beyond what of it comes and goes), and what compiled products and
+rows of different lengths take besides while it computes; on a GPU, the share that the allocator reserves beyond. The shipped
+constants are what is believed before the first run, with the spread in `SPREADS`; each run moves them by what it is worth
+beside that belief, so one run neither replaces sixty nor is ignored. Runs far off count by a bounded amount. Fitting to a
+machine's own runs alone, the alternative, made forecasts worse until some ten of them were there. The interval is the range in
+which the runs' forecasts, each made without that run, were off; while runs are few, what the shipped interval says stands in
+for the missing ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -33,7 +34,7 @@ WIDEST = 0.9
 """Coverage that is aimed at."""
 ENOUGH = 20
 """Runs from which an interval of that coverage is told by them alone; fewer are filled up from the interval before them."""
-SPREADS = {"process_bytes": 100e6, "cpu_slack": 0.1, "varied_bytes": 100e6, "cuda_slack": 0.1}
+SPREADS = {"process_bytes": 100e6, "cpu_slack": 0.1, "compiled_bytes": 100e6, "varied_bytes": 100e6, "cuda_slack": 0.1}
 """How far a machine's constants are expected from the shipped ones, as a standard deviation: about as far as fits to runs on
 different models lay apart (`benchmarks/forecast.py`, its `constants`)."""
 FAR = 1.345
@@ -70,9 +71,17 @@ def fit(found: Sequence[Measured], device: str, *, start: Constants = CONSTANTS,
 
 def expected(run: Measured, constants: Constants) -> float:
     """Return the bytes that constants forecast for a run: resident ones on a CPU, reserved ones on a GPU."""
-    if run.device == "cpu":
-        return constants.process_bytes + (1 + constants.cpu_slack) * run.counted_bytes + constants.varied_bytes * run.varied
-    return (1 + constants.cuda_slack) * run.counted_bytes
+    return max(_bytes(moment, constants) for moment in _moments(run))
+
+
+def _moments(run: Measured) -> tuple[tuple[int, dict[str, int]], ...]:
+    """Return the bytes counted of a run's moments that can be its peak, each with what constants are multiplied by in it."""
+    if run.device != "cpu":
+        counted = max(run.counted_bytes, run.beside_bytes)
+        return ((counted, {"cuda_slack": counted}),)
+    beside = {"process_bytes": 1, "cpu_slack": run.beside_passing_bytes, "compiled_bytes": 0, "varied_bytes": 0}
+    computing = beside | {"cpu_slack": run.passing_bytes, "compiled_bytes": int(run.compiles), "varied_bytes": int(run.varied)}
+    return (run.counted_bytes, computing), (run.beside_bytes, beside)
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
@@ -147,23 +156,32 @@ def _most_likely(runs: Sequence[Measured], start: Constants) -> Constants:
 
     if not runs:
         return start
-    cpu = runs[0].device == "cpu"
-    names = ("process_bytes", "cpu_slack", "varied_bytes") if cpu else ("cuda_slack",)
-    sizes = [(1, run.counted_bytes, run.varied) if cpu else (run.counted_bytes,) for run in runs]
+    names = list(_moments(runs[0])[0][1])
     held = np.array([_held(run) for run in runs], float)
     spreads = np.array([SPREADS[name] for name in names])
-    slopes = np.array(sizes, float) / held[:, None] * spreads
-    missing = 1 - np.array([expected(run, start) for run in runs]) / held
     noise = max((start.high - start.low) / 2 / NORMAL, 0.01)
-    moved = np.zeros(len(names))
+    moved, found = np.zeros(len(names)), start
     for _ in range(100):
+        peaks = [max(_moments(run), key=lambda moment: _bytes(moment, found)) for run in runs]
+        slopes = np.array([[sizes[name] for name in names] for _, sizes in peaks], float) / held[:, None] * spreads
+        missing = 1 - np.array([_bytes(moment, start) for moment in peaks]) / held
         errors = np.abs(missing - slopes @ moved)
         weights = np.minimum(FAR * noise / np.maximum(errors, 1e-12), 1) / noise**2
         belief = (slopes.T * weights) @ slopes + np.eye(len(names))
         before, moved = moved, np.linalg.solve(belief, slopes.T @ (weights * missing))
+        found = _moved(start, dict(zip(names, moved * spreads, strict=True)))
         if np.abs(moved - before).max() < 1e-6:
             break
-    found = {name: getattr(start, name) + float(step) for name, step in zip(names, moved * spreads, strict=True)}
+    return found
+
+
+def _bytes(moment: tuple[int, Mapping[str, int]], constants: Constants) -> float:
+    counted, sizes = moment
+    return float(counted + sum(getattr(constants, name) * size for name, size in sizes.items()))
+
+
+def _moved(start: Constants, steps: Mapping[str, float]) -> Constants:
+    found = {name: getattr(start, name) + float(step) for name, step in steps.items()}
     taken = {name: round(max(value, 0)) for name, value in found.items() if name.endswith("_bytes")}
     shares = {name: round(max(value, -0.9), 4) for name, value in found.items() if name not in taken}
     return start.with_changes(**taken, **shares)

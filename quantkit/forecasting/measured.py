@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.errors import UsageError
-from quantkit.forecasting.forecast import TRAINING, Forecast
+from quantkit.forecasting.forecast import Forecast
+from quantkit.forecasting.moments import COMPUTING, TRAINING, Moment
 from quantkit.memory import MemoryLog
 
 
@@ -21,9 +22,17 @@ class Measured:
     device: str
     """`cpu` or `cuda`."""
     counted_bytes: int
-    """What was counted, without libraries and allocators."""
+    """What was counted of its largest forward or backward pass, without libraries and allocators."""
     measured_bytes: int
     """Peak: of the resident memory on a CPU, of what was allocated on the fullest GPU."""
+    passing_bytes: int = 0
+    """What of it comes and goes."""
+    beside_bytes: int = 0
+    """What was counted of the largest moment that computes nothing: casting, the optimizer's step."""
+    beside_passing_bytes: int = 0
+    """What of that comes and goes."""
+    compiles: bool = False
+    """Whether it computed in bfloat16 on a CPU, whose products are compiled."""
     varied: bool = False
     """Whether its rows were of different lengths."""
     reserved_bytes: int | None = None
@@ -50,25 +59,42 @@ def read_measured(memory: Mapping[str, Any], *, name: str = "") -> Measured | No
     try:
         device = str(forecast["settings"]["device"])
         varied = forecast["settings"]["mean_length"] != forecast["settings"]["length"]
-        sizes = {str(moment["name"]): int(moment["size_bytes"]) for moment in forecast["moments"]}
-        counted = max(size for moment, size in sizes.items() if moment in TRAINING)
-    except (KeyError, TypeError, ValueError) as error:
+        moments = [Moment(item["name"], dict(item["items"])) for item in forecast["moments"] if item["name"] in TRAINING]
+        counted = _largest(item for item in moments if item.name in COMPUTING)
+        beside = _largest(item for item in moments if item.name not in COMPUTING)
+        compiles = device == "cpu" and forecast["settings"].get("arithmetic") == "bfloat16"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{name or 'the record'}: memory.forecast is no forecast: {error!r}") from None
     peak = trained[-1]
     if device == "cpu":
         if peak.rss_sampled:  # short peaks are missed
             return None
-        return Measured(device=device, counted_bytes=counted, measured_bytes=peak.peak_rss_bytes, varied=varied, name=name)
+        return Measured(
+            device=device,
+            counted_bytes=counted.size_bytes,
+            measured_bytes=peak.peak_rss_bytes,
+            passing_bytes=counted.passing_bytes,
+            beside_bytes=beside.size_bytes,
+            beside_passing_bytes=beside.passing_bytes,
+            compiles=compiles,
+            varied=varied,
+            name=name,
+        )
     if not peak.peak_allocated_bytes:
         return None
     return Measured(
         device=device,
-        counted_bytes=counted,
+        counted_bytes=counted.size_bytes,
         measured_bytes=max(peak.peak_allocated_bytes.values()),
+        beside_bytes=beside.size_bytes,
         varied=varied,
         reserved_bytes=max(peak.peak_reserved_bytes.values(), default=None),
         name=name,
     )
+
+
+def _largest(moments: Iterable[Moment]) -> Moment:
+    return max(moments, key=lambda moment: moment.size_bytes, default=Moment("", {}))
 
 
 def of_device(found: Iterable[Measured], device: str) -> list[Measured]:

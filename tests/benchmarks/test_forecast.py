@@ -21,7 +21,7 @@ MB = 10**6
 def item(shape: str, counted: int, *, name: str = "", beyond: float = 1.0) -> dict[str, Any]:
     """Return a run whose peak is 500 MB and so many times what was counted (in MB); 700 MB were forecast."""
     measured = round((500 + counted * beyond) * MB)
-    moments = [{"name": "loss", "size_bytes": counted * MB, "total_bytes": 700 * MB}]
+    moments = [{"name": "loss", "items": {"activations": counted * MB}, "total_bytes": 700 * MB}]
     settings = {"device": "cpu", "length": 64, "mean_length": 64}
     forecast = {"settings": settings, "moments": moments, "held_bytes": 400 * MB}
     stages = [{"stage": "train", "duration_s": 1.0, "peak_rss_bytes": measured}]

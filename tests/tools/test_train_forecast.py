@@ -36,7 +36,7 @@ def foreseen(model: Path, room: int, *, rows: int = 8, length: int = 512, **chan
         method="NoQuant", stage=Stage.BASE, spec=spec, adapter=AdapterPlan(r=4, lora_alpha=8), compute_dtype="bfloat16"
     )
     settings = RunSettings(plan=plan, rows=rows, length=length, **({"merges": False} | changes))
-    constants = CONSTANTS.with_changes(process_bytes=0, varied_bytes=0, cpu_slack=0.0, coverage=0.9, runs=50)
+    constants = CONSTANTS.with_changes(process_bytes=0, compiled_bytes=0, varied_bytes=0, cpu_slack=0.0, coverage=0.9, runs=50)
     return Foresight(forecast_run(read_shape(str(model)), settings, constants), room, 0)
 
 
@@ -167,7 +167,7 @@ def registry_of(memories: list[dict[str, Any]], root: Path) -> Any:
 
 def memory_of(counted: int, measured: int) -> dict[str, Any]:
     settings = {"device": "cpu", "length": 8, "mean_length": 8}
-    forecast = {"settings": settings, "moments": [{"name": "step", "size_bytes": counted}]}
+    forecast = {"settings": settings, "moments": [{"name": "loss", "items": {"activations": counted}}]}
     return {"stages": [{"stage": "train", "duration_s": 1.0, "peak_rss_bytes": measured}], "forecast": forecast}
 
 
@@ -192,7 +192,7 @@ def test_the_runs_of_a_registry_teach_the_next_forecast(
     json.dumps(found)
     captured = capsys.readouterr()
     assert "left out: run9: memory.forecast is no forecast" in captured.err
-    assert "8 (and 60 before)" in captured.out
+    assert f"8 (and {before.runs} before)" in captured.out
 
 
 def test_a_run_that_took_more_than_was_expected_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,9 @@ def _items(forecast: Forecast) -> Iterable[tuple[str, int]]:
     if small := sum(size for _, size in items if size < MIB):
         yield "smaller ones", small
     yield ("libraries" if forecast.settings.device == "cpu" else "CUDA's context"), forecast.beyond
-    yield "held by the allocator", round(forecast.slack * largest.size_bytes)
+    if computing := forecast.computing(largest):
+        yield "compiled products, holes of the heap", computing
+    yield "held by the allocator", forecast.held(largest)
 
 
 def _summary(forecast: Forecast, time: Timing, remarks: Iterable[str], timed: bool) -> list[list[object]]:
