@@ -154,8 +154,8 @@ def forecast_run(shape: ModelShape, settings: RunSettings, constants: Constants 
     if settings.device == "cpu" and settings.batch_tokens > MEASURED_TOKENS:
         notes.append(
             f"a batch of {settings.batch_tokens:,} tokens is larger than any that the interval was measured on"
-            f" ({MEASURED_TOKENS:,}): with room to spare, the C library may hold more than that (at 3,928 tokens 1.10 to 1.15 times"
-            " the forecast; not where blocks are computed again); it gives it back where half of what was free is taken"
+            f" ({MEASURED_TOKENS:,}): with room to spare, the C library may hold more than that (at 3,928 tokens 1.10 to 1.15"
+            " times the forecast; not where blocks are computed again); it gives it back where half of what was free is taken"
         )
     always = weights | adapters | {"optimizer states": on_device, **workspace(settings, constants)}
     cast = casting(shape, settings)
