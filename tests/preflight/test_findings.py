@@ -101,7 +101,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str, str, str]] = {
         {},
         "repaired",
         "order of turns",
-        "system turns moved to the front, from turn 3",
+        "system turn moved to the front, from turn 3",
     ),
     "plain text that was rendered already": (
         [{"text": "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\ny<|im_end|>"}],
