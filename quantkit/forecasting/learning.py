@@ -4,7 +4,7 @@ Bytes are counted; libraries, allocators and fragmentation are not, and differ b
 the counted bytes (what the process takes anyway, and a share beyond what of it comes and goes), and what compiled products and
 rows of different lengths take besides while it computes; on a GPU, the share that the allocator reserves beyond. The shipped
 constants are what is believed before the first run, with the spread in `SPREADS`; each run moves them by what it is worth
-beside that belief, so one run neither replaces sixty nor is ignored. Runs far off count by a bounded amount. Fitting to a
+beside that belief, so one run neither replaces them nor is ignored. Runs far off count by a bounded amount. Fitting to a
 machine's own runs alone, the alternative, made forecasts worse until some ten of them were there. The interval is the range in
 which the runs' forecasts, each made without that run, were off; while runs are few, what the shipped interval says stands in
 for the missing ones.

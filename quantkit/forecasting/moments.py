@@ -16,8 +16,12 @@ TRAINING = ("start", "trial", *STEP[1:], "end")
 """The moments of a run's training stage."""
 JUDGING = ("observe", "compare")
 """Those at a run's end that multiply matrices."""
-LASTING = ("embeddings, head, norms", "adapters", "optimizer states", "weights, all of them trained")
-"""Items beside `… weights` that stay from one step to the next."""
+LASTING = (
+    *("embeddings, head, norms", "adapters", "optimizer states", "weights, all of them trained", "the base, dense"),
+    *("the folded model in float32", "the model to be saved", "the same, loaded again to compare"),
+    *("embeddings, head, norms in float32", "the same, as stored"),
+)
+"""Items beside `… weights` that stay for as long as a stage takes: models, and what belongs to them."""
 
 
 @dataclass(frozen=True, slots=True)

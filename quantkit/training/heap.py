@@ -11,8 +11,9 @@ Asking is not enough of large batches: steps of 8 x 512 tokens of a model of 40 
 from `MAPPED_BYTES` on mapped by itself they held 2,299 and 1,079 to 1,098. The kernel clears each page anew then: 25.8 s of
 processor time instead of 22.3. So that begins where half of the memory that was free is taken; with room to spare nothing is
 mapped. A model of 135 M parameters then took 5,545 MB with room for 6,000 (7,294 with room to spare, 5,330 forecast), and with
-all blocks computed again 1,414 with room for 1,500 (2,311, 1,405). Mapping from the beginning, the alternative, which
-environment variables can choose, makes every run pay. Other C libraries are left alone.
+all blocks computed again 1,414 with room for 1,500 (2,311, 1,405); these were asked in forward passes alone, and the last takes
+1,350 with room to spare since backward passes ask, too. Mapping from the beginning, the alternative, which environment
+variables can choose, makes every run pay. Other C libraries are left alone.
 """
 
 import ctypes

@@ -243,3 +243,12 @@ def test_dora_counts_its_gradient_times_the_factors_and_the_norm_it_starts_from(
     assert lora.moment("backward").items["dequantized weight"] == 2 * widest
     assert dora.moment("backward").items["dequantized weight"] == 2 * widest + 2 * 512 * 8192
     assert dora.moment("start").items["a weight's norm"] == 4 * 4 * widest
+
+
+def test_of_models_that_stay_a_cpu_holds_nothing_beyond() -> None:
+    """Folded in in memory, a float32 copy of the model would otherwise be told a quarter too large."""
+    forecast = forecast_run(SHAPE, settings(device="cpu", merges=True, folds_in_memory=True))
+    merged = forecast.moment("merge")
+    assert merged.size_bytes - merged.passing_bytes == 4 * SHAPE.parameters
+    assert forecast.held(merged) == round(forecast.constants.cpu_slack * merged.passing_bytes)
+    assert forecast.moment("save").passing_bytes == 0
