@@ -62,9 +62,10 @@ def streaming_bytes(shape: ModelShape) -> int:
 
 
 def saving(shape: ModelShape, settings: RunSettings) -> dict[str, int]:
-    """Return what saving takes: the model in its storage type, and the saved one beside it for comparison."""
+    """Return what saving takes: the model in its storage type, the saved one loaded again in float32, and logits of it."""
     wide = DENSE_BITS[settings.save_dtype] // 8
-    return {"the model to be saved": wide * shape.parameters, "the same, loaded again to compare": wide * shape.parameters}
+    models = {"the model to be saved": wide * shape.parameters, "the same, loaded again to compare": 4 * shape.parameters}
+    return models | _logits(shape, settings)
 
 
 def _logits(shape: ModelShape, settings: RunSettings, *, held: int | None = None) -> dict[str, int]:

@@ -14,7 +14,7 @@ COMPUTING = ("loss", "backward")
 """Those that multiply matrices."""
 TRAINING = ("start", "trial", *STEP[1:], "end")
 """The moments of a run's training stage."""
-JUDGING = ("observe", "compare")
+JUDGING = ("observe", "compare", "save")
 """Those at a run's end that multiply matrices."""
 LASTING = (
     *("embeddings, head, norms", "adapters", "optimizer states", "weights, all of them trained", "the base, dense"),
